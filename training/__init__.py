@@ -1,0 +1,1 @@
+"""Training of the three models, from public data to a run folder."""

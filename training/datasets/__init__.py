@@ -1,0 +1,1 @@
+"""Readers of the annotations and tiles that the models learn from."""

@@ -1,0 +1,172 @@
+"""Fitting a model: from a configuration and a data folder to a finished run folder."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 (the name that Lightning users know)
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torchvision.models import MobileNet_V2_Weights
+
+from tilesight.errors import ConfigError, DataError, RunError
+from tilesight.files import write_text, written_whole
+from training import run
+from training.config import RunConfig, read_config, write_config
+from training.evaluate import evaluate
+from training.plots import draw_curves
+from training.tasks.base import Measurement, Task
+
+
+def make_task(config: RunConfig, data: Path, weights: str | None) -> Task:
+    """The model's task with its data read and its base weights loaded."""
+    match config.model:
+        case "signa":
+            from training.tasks.signa import SignaTask
+
+            return SignaTask(config, data, weights)
+        case "jtts":
+            from training.tasks.jtts import JttsTask
+
+            return JttsTask(config, data, weights)
+        case "spatialnet-vit":
+            from training.tasks.spatialnet_vit import SpatialNetVitTask
+
+            return SpatialNetVitTask(config, data, weights)
+
+
+def adjusted(
+    config: RunConfig, *, model: str, seed: int | None, epochs: int | None, weights: str | None
+) -> RunConfig:
+    """The configuration with what the command line says in its place.
+
+    Raises:
+        ConfigError: the configuration is of another model.
+    """
+    if config.model != model:
+        raise ConfigError(f"--config: a configuration of {config.model}, {model} was asked for")
+    changes: dict[str, Any] = {}
+    if seed is not None:
+        changes["seed"] = seed
+    if epochs is not None:
+        changes["fit"] = config.fit.model_copy(update={"epochs": epochs})
+    if weights is not None and weights in MobileNet_V2_Weights.__members__:
+        # torchvision's weights expect the ImageNet statistics.
+        architecture = config.architecture.model_copy(update={"normalization": "imagenet"})
+        changes["architecture"] = architecture
+    return config.model_copy(update=changes)
+
+
+class EpochReport(Callback):
+    """Tells each epoch's figures in a line, for logs that show no progress bar."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, _module: L.LightningModule) -> None:
+        """Says the validation figures."""
+        if trainer.sanity_checking:
+            return
+        figures = " ".join(
+            f"{name}={float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())
+        )
+        self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} {figures}")
+
+
+def train(
+    config: RunConfig,
+    data: Path,
+    weights: str | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Measurement:
+    """Fits the model and returns its figures on the test split.
+
+    Raises:
+        DataError: the data folder lacks images or annotations.
+        RunError: `out` holds another run, or nothing to resume.
+        WeightsError: the base weights do not fit.
+    """
+    if not data.is_dir():
+        raise DataError(f"--data {data}: no such folder")
+    _prepare_folder(config, out, resume)
+    L.seed_everything(config.seed, verbose=False)
+    task = make_task(config, data, weights)
+    write_config(config, out / run.CONFIG)
+    run.write_json(out / run.PROVENANCE, run.provenance(config, data, weights))
+    write_text(out / run.CARD, task.card.model_dump_json(indent=2) + "\n")
+
+    last = out / run.CHECKPOINTS / "last.ckpt"
+    keeper = ModelCheckpoint(
+        dirpath=out / run.CHECKPOINTS,
+        filename="best",
+        monitor=task.monitor,
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    logger = CSVLogger(out, name="log", version="resumed" if resume else "first")
+    callbacks: list[Callback] = [keeper, EpochReport(say)]
+    if progress:
+        callbacks.append(RichProgressBar())
+    trainer = L.Trainer(
+        default_root_dir=out,
+        max_epochs=config.fit.epochs,
+        precision=config.fit.precision,
+        gradient_clip_val=config.fit.gradient_clip,
+        callbacks=callbacks,
+        logger=logger,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        log_every_n_steps=10,
+    )
+    trainer.fit(task, ckpt_path=str(last) if resume else None, weights_only=True)
+    _write_history(out)
+
+    best = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    run.save_checkpoint(task.network, config, out / run.CHECKPOINT)
+    measurement = evaluate(out, data, "test", weights)
+    run.write_json(out / run.METRICS, measurement.as_json())
+    return measurement
+
+
+def _prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
+    started = (out / run.CONFIG).exists()
+    if resume:
+        if not (out / run.CHECKPOINTS / "last.ckpt").is_file():
+            raise RunError(f"--resume: {out} holds no checkpoint to go on from")
+        if read_config(out / run.CONFIG) != config:
+            raise ConfigError(f"--resume: the configuration differs from {out / run.CONFIG}")
+        return
+    if started:
+        raise RunError(f"--out {out}: holds a run already; --resume goes on with it")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write_history(out: Path) -> None:
+    """One row an epoch, from Lightning's logs of the first and the resumed part."""
+    rows: dict[int, dict[str, Any]] = {}
+    for part in ("first", "resumed"):
+        path = out / "log" / part / "metrics.csv"
+        if not path.is_file():
+            continue
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                row = rows.setdefault(int(line["epoch"]), {"epoch": int(line["epoch"]) + 1})
+                row.update({name: value for name, value in line.items() if value and name != "epoch"})
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    with written_whole(out / run.HISTORY) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows[epoch] for epoch in sorted(rows))
+    draw_curves(out / run.HISTORY, out / run.CURVES)
+    shutil.rmtree(out / "log")

@@ -1,0 +1,1 @@
+"""The three architectures, each as its paper has it; no files are read here."""
