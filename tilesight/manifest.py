@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tilesight.errors import BundleError, ManifestError
 from tilesight.files import sha256
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 CERTIFICATE_NAME = "certificate.json"
 MODEL_NAME = "model.onnx"
@@ -101,6 +101,9 @@ class AnswerHead(Strict):
 
     task: Literal["vqa"] = "vqa"
     encoder: str = Field(description="the model whose memory this head reads")
+    encoder_sha256: Sha256 | None = Field(
+        default=None, description="that model's graph; a head without it is not served"
+    )
     vocabulary: list[str] = Field(min_length=2, description="word of each token id")
     pad_id: int = 0
     unk_id: int = 1
@@ -118,9 +121,7 @@ class AnswerHead(Strict):
         return self
 
 
-Head = Annotated[
-    LabelsHead | CaptionHead | EncodingHead | AnswerHead, Field(discriminator="task")
-]
+Head = Annotated[LabelsHead | CaptionHead | EncodingHead | AnswerHead, Field(discriminator="task")]
 
 
 class Metrics(Strict):

@@ -40,16 +40,25 @@ def train(
 ) -> None:
     """Fit a model and measure it on the test split."""
     from training.config import default_config_path, read_config
-    from training.fit import adjusted, train as fit
+    from training.fit import adjusted
+    from training.fit import train as fit
 
     console = Console()
     resolved = adjusted(
         read_config(config or default_config_path(model.value)),
-        model=model.value, seed=seed, epochs=epochs, weights=weights,
+        model=model.value,
+        seed=seed,
+        epochs=epochs,
+        weights=weights,
     )
     measurement = fit(
-        resolved, data, weights, out,
-        resume=resume, progress=console.is_terminal, say=console.print,
+        resolved,
+        data,
+        weights,
+        out,
+        resume=resume,
+        progress=console.is_terminal,
+        say=console.print,
     )
     show(console, f"{model.value}, test split, seed {resolved.seed}", measurement)
     console.print(f"run folder: {out}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 (the name that Lightning users know)
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
@@ -162,7 +162,9 @@ def _write_history(out: Path) -> None:
         with path.open(newline="") as file:
             for line in csv.DictReader(file):
                 row = rows.setdefault(int(line["epoch"]), {"epoch": int(line["epoch"]) + 1})
-                row.update({name: value for name, value in line.items() if value and name != "epoch"})
+                row.update(
+                    {name: value for name, value in line.items() if value and name != "epoch"}
+                )
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     with written_whole(out / run.HISTORY) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)

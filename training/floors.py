@@ -21,6 +21,7 @@ from training.datasets.questions import Question
 from training.datasets.ucm import scene_of
 from training.metrics import (
     Sentences,
+    TokenizerName,
     answer_metrics,
     caption_metrics,
     label_metrics,
@@ -80,6 +81,7 @@ def caption_floors(
     train: Sentences,
     references: Sentences,
     features: Mapping[str, NDArray[Any]] | None = None,
+    tokenizer: TokenizerName | None = None,
 ) -> Floors:
     """The caption metrics of systems that only repeat sentences of the train tiles.
 
@@ -95,7 +97,9 @@ def caption_floors(
     if features is not None:
         told["nearest_neighbour"] = nearest_sentences(train, list(references), features)
     known = [sentence for sentences in train.values() for sentence in sentences]
-    return {name: caption_metrics(references, spoken, known) for name, spoken in told.items()}
+    return {
+        name: caption_metrics(references, spoken, known, tokenizer) for name, spoken in told.items()
+    }
 
 
 def _ngrams(sentences: Sequence[str], order: int) -> list[tuple[str, ...]]:

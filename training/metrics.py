@@ -50,9 +50,10 @@ def label_metrics(
       without a positive tile in `truth` have neither and are skipped: `classes_skipped` of them.
 
     Raises:
-        DataError: the shapes differ, or no class has a positive tile.
+        DataError: the shapes differ, there are fewer than two classes, or no class has a positive
+            tile.
     """
-    if truth.shape != scores.shape or thresholds.shape != truth.shape[1:]:
+    if truth.shape != scores.shape or thresholds.shape != truth.shape[1:] or truth.shape[1] < 2:
         raise DataError(
             f"labels: truth {truth.shape}, scores {scores.shape}, thresholds {thresholds.shape}"
         )
@@ -66,9 +67,7 @@ def label_metrics(
     )
     f2 = fbeta_score(truth, predicted, beta=2, average="samples", zero_division=0)
     micro = fbeta_score(truth, predicted, beta=1, average="micro", zero_division=0)
-    macro = fbeta_score(
-        truth[:, classes], predicted[:, classes], beta=1, average="macro", zero_division=0
-    )
+    of_class = fbeta_score(truth, predicted, beta=1, average=None, zero_division=0)
     return {
         "f1_samples": float(f1),
         "f2_samples": float(f2),
@@ -77,8 +76,10 @@ def label_metrics(
         "f1_paper": _f_beta(float(precision), float(recall), 1),
         "f2_paper": _f_beta(float(precision), float(recall), 2),
         "f1_micro": float(micro),
-        "f1_macro": float(macro),
-        "map": float(average_precision_score(truth[:, classes], scores[:, classes])),
+        "f1_macro": float(of_class[classes].mean()),
+        "map": float(
+            np.mean([average_precision_score(truth[:, c], scores[:, c]) for c in classes])
+        ),
         "classes_skipped": float(truth.shape[1] - classes.size),
     }
 

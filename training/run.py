@@ -1,12 +1,12 @@
 """A run folder: everything that tells how a checkpoint came to be, and the checkpoint.
 
-    config.yaml             the resolved configuration
-    run.json                commit, packages, hashes of splits, data and base weights
-    checkpoints/            Lightning's own, to resume from
-    history.csv, curves.png what the training saw, an epoch a row
-    checkpoint.safetensors  the weights of the best validation epoch, rounded as they are measured
-    card.json               labels, vocabularies, answers
-    metrics.json            figures of the test split, with floors
+config.yaml             the resolved configuration
+run.json                commit, packages, hashes of splits, data and base weights
+checkpoints/            Lightning's own, to resume from
+history.csv, curves.png what the training saw, an epoch a row
+checkpoint.safetensors  the weights of the best validation epoch, rounded as they are measured
+card.json               labels, vocabularies, answers
+metrics.json            figures of the test split, with floors
 """
 
 import json
@@ -57,7 +57,10 @@ def commit() -> str:
         ).stdout.strip()
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here, capture_output=True, text=True, check=True,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

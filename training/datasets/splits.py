@@ -1,6 +1,6 @@
 """The committed split lists: one stem a line, so that a figure can name the tiles it stands on.
 
-- `ucm`: 70/10/20 per scene by the recipe of SIGNA's official code (`make_ucm_split`), 1,470/210/420.
+- `ucm`: 70/10/20 a scene by the recipe of SIGNA's official code, 1,470/210/420 tiles.
 - `ucm_captions`: the official split of UCM-Captions, 1,680/210/210.
 """
 

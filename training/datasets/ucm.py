@@ -15,6 +15,7 @@ from rich.progress import track
 
 from tilesight.errors import DataError, TilesightError
 from tilesight.imaging import prepare
+from training.datasets.splits import read_split
 
 TILES_PER_SCENE = 100
 _SUFFIXES = (".jpg", ".tif", ".png")
@@ -84,6 +85,21 @@ def tile_path(data: Path, stem: str) -> Path:
 def present(data: Path, stems: Sequence[str]) -> list[str]:
     """Those of the stems whose tile is in the data folder, in the same order."""
     return [stem for stem in stems if _find(data, stem) is not None]
+
+
+def part_stems(data: Path, dataset: str, part: str) -> list[str]:
+    """The stems of a split's part whose tile is in the data folder.
+
+    Raises:
+        DataError: there is not one.
+    """
+    listed = read_split(dataset, part)
+    stems = present(data, listed)
+    if not stems:
+        raise DataError(
+            f"{data / 'images'}: none of the {len(listed)} tiles of {dataset}'s {part} part"
+        )
+    return stems
 
 
 def read_tiles(data: Path, stems: Sequence[str], size: int) -> NDArray[np.uint8]:

@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         return images
 
     def load_features(self, state: dict[str, Tensor], source: str) -> None:
-        """Takes the weights of torchvision's `features.*` names; classifier weights are passed over.
+        """Takes the weights of torchvision's `features.*` names; a classifier is passed over.
 
         Raises:
             WeightsError: a tensor is missing or has another shape.

@@ -111,9 +111,7 @@ class SignaAttention(nn.Module):
         """The features, each channel weighted, with the residual of section III-C."""
         squeezed = features.mean(dim=(2, 3))  # (B, D)
         label_features = self.label_features()
-        weights = [
-            head(squeezed, label_features[index]) for index, head in enumerate(self.heads)
-        ]
+        weights = [head(squeezed, label_features[index]) for index, head in enumerate(self.heads)]
         weight = self.merge(torch.cat(weights, dim=1))  # (B, H * D) -> (B, D)
         return features + features * weight[:, :, None, None]
 

@@ -16,7 +16,7 @@ out the width, the question encoder, the caption decoder and the position embedd
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name that torch users know)
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -238,7 +238,11 @@ class SpatialNetVit(nn.Module):
     """The tile encoder with its heads for answers, land use, caption and count."""
 
     def __init__(
-        self, question_words: int, answers: int, scenes: int, caption_words: int,
+        self,
+        question_words: int,
+        answers: int,
+        scenes: int,
+        caption_words: int,
         config: SpatialNetVitConfig,
     ) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name that torch users know)
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,8 +16,7 @@ from tilesight.questions import encode, sentence, vocabulary_of
 from training import augment, floors, metrics, run
 from training.config import JttsRun
 from training.datasets.captions import attribute_matrix, read_attributes, read_captions
-from training.datasets.splits import read_split
-from training.datasets.ucm import present, read_tiles
+from training.datasets.ucm import part_stems, read_tiles
 from training.losses import dynamic_contrast_loss
 from training.models.backbone import Backbone, Normalize, load_base_weights
 from training.models.jtts import BOS, EOS, PAD, UNK, BeamSearch, Jtts
@@ -47,11 +46,9 @@ class JttsPart:
 
 def read_part(data: Path, part: str, size: int) -> JttsPart:
     """The tiles and sentences of a part of UCM-Captions' own split."""
-    stems = present(data, read_split("ucm_captions", part))
+    stems = part_stems(data, "ucm_captions", part)
     captions = read_captions(data)
-    return JttsPart(
-        stems, read_tiles(data, stems, size), {stem: captions[stem] for stem in stems}
-    )
+    return JttsPart(stems, read_tiles(data, stems, size), {stem: captions[stem] for stem in stems})
 
 
 def sentence_ids(text: str, vocabulary: Sequence[str], length: int) -> NDArray[np.int64]:

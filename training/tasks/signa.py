@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 from tilesight.manifest import Strict
 from training import augment, floors, metrics, run
 from training.config import SignaRun
-from training.datasets.splits import read_split
-from training.datasets.ucm import present, read_labels, read_tiles, scene_of
+from training.datasets.ucm import part_stems, read_labels, read_tiles, scene_of
 from training.models.backbone import load_base_weights
 from training.models.signa import Signa, label_graph
 from training.tasks.base import Measurement, Task, batches
@@ -37,7 +36,7 @@ class SignaPart:
 
 def read_part(data: Path, part: str, size: int) -> SignaPart:
     """The tiles and labels of a part of the split."""
-    stems = present(data, read_split("ucm", part))
+    stems = part_stems(data, "ucm", part)
     return SignaPart(stems, read_tiles(data, stems, size), read_labels(data).matrix(stems))
 
 
@@ -134,11 +133,9 @@ def _half(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.full(scores.shape[1], 0.5, dtype=np.float32)
 
 
-def measure(
-    part: SignaPart, scores: NDArray[np.float32], data: Path
-) -> Measurement:
+def measure(part: SignaPart, scores: NDArray[np.float32], data: Path) -> Measurement:
     """The figures of the scores at threshold 0.5, with what label statistics alone would reach."""
-    train = present(data, read_split("ucm", "train"))
+    train = part_stems(data, "ucm", "train")
     train_truth = read_labels(data).matrix(train)
     return Measurement(
         values=metrics.label_metrics(part.truth, scores, _half(scores)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name that torch users know)
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -26,8 +26,7 @@ from training.datasets.questions import (
     presence_questions,
     questions,
 )
-from training.datasets.splits import read_split
-from training.datasets.ucm import SCENES, present, read_labels, read_tiles, scene_of
+from training.datasets.ucm import SCENES, part_stems, read_labels, read_tiles, scene_of
 from training.models.backbone import load_base_weights
 from training.models.spatialnet_vit import BOS, EOS, PAD, HybridPatches, SpatialNetVit
 from training.tasks.base import Measurement, Task, batches
@@ -68,7 +67,7 @@ class SpatialNetVitPart:
 
 def read_part(data: Path, part: str, size: int, seed: int) -> SpatialNetVitPart:
     """The tiles, questions and captions of a part of the split."""
-    stems = present(data, read_split("ucm", part))
+    stems = part_stems(data, "ucm", part)
     captions = read_captions(data)
     return SpatialNetVitPart(
         stems,
@@ -242,13 +241,12 @@ class SpatialNetVitTask(Task):
         losses = {
             "answer": F.cross_entropy(answer_logits, answers.flatten(), ignore_index=NO_ANSWER),
             "land_use": F.cross_entropy(network.land_use(memory[:, 0]), scenes),
-            "caption": F.cross_entropy(
-                words.flatten(0, 1), captions.flatten(), ignore_index=PAD
-            ),
+            "caption": F.cross_entropy(words.flatten(0, 1), captions.flatten(), ignore_index=PAD),
             # The sum over no question is zero, where the mean would be NaN.
             "count": F.mse_loss(
                 counted.flatten()[known], log_counts.flatten()[known], reduction="sum"
-            ) / max(int(known.sum()), 1),
+            )
+            / max(int(known.sum()), 1),
         }
         total = sum(
             (getattr(weights, name) * loss for name, loss in losses.items()),
@@ -355,7 +353,7 @@ def evaluate(folder: Path, config: SpatialNetVitRun, data: Path, part: str) -> M
     card, network = load(folder, config)
     head = reading_head(card, config)
     examples = read_part(data, part, config.image_size, config.seed)
-    train_stems = present(data, read_split("ucm", "train"))
+    train_stems = part_stems(data, "ucm", "train")
     train = questions(data, train_stems, config.seed)
     memory, land_use = encode(network, examples.tiles)
     scores = answer(network, memory, examples.stems, examples.questions, head)
@@ -406,9 +404,9 @@ def _captions(
     device = network.land_use.weight.device
     tokens = np.concatenate(
         [
-            network.caption.greedy(
-                torch.from_numpy(memory[start : start + 64]).to(device), length
-            ).cpu().numpy()
+            network.caption.greedy(torch.from_numpy(memory[start : start + 64]).to(device), length)
+            .cpu()
+            .numpy()
             for start in range(0, len(memory), 64)
         ]
     )

@@ -1,0 +1,42 @@
+# make serve   set up what the gateway needs and start it (HOST and PORT change 127.0.0.1:8000)
+# make test    set up everything, check the code, run the tests
+# make check   formatting, lint, types, directions of imports
+# make format  rewrite the code in the house's format
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+
+.PHONY: serve test check format
+
+serve: $(VENV)/.serve
+	@exec $(BIN)/tilesight serve $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
+
+test: check
+	$(BIN)/pytest
+
+check: $(VENV)/.all
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.all
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# Each stamp is newer than what it was installed from, so a second start installs nothing.
+$(VENV)/.serve: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -c constraints.txt -e '.[serve]'
+	@touch $@
+
+$(VENV)/.all: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,export,serve,geo,ray,load,dev]'
+	@touch $(VENV)/.serve $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "Tilesight needs Python 3.11 or later, and $(PYTHON) is not that:" \
+	    "name one, as in make PYTHON=/usr/bin/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

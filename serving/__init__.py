@@ -1,0 +1,1 @@
+"""The gateway: HTTP in, words out, through ONNX Runtime; no torch."""

@@ -1,0 +1,99 @@
+"""A sentence about the tile, the sentences that came close, and the words behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import answers
+from serving.engine import Engine, stack
+from serving.errors import RequestError
+from serving.runtime import Tensor
+from tilesight.manifest import CaptionHead
+from tilesight.questions import sentence
+
+_OUTPUTS = ["tokens", "log_probs", "attributes", "sampled"]
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What a caller can ask of the captioner."""
+
+    beams: int | None = None
+    candidates: int | None = None
+    explain: bool = False
+
+
+async def caption(
+    engine: Engine, images: Sequence[bytes], options: CaptionOptions
+) -> list[answers.CaptionAnswer]:
+    """A sentence for each tile, in the given order.
+
+    Raises:
+        RequestError: more candidates than beams are asked for.
+    """
+    bundle = engine.served.caption
+    beams = bundle.head.default_beams if options.beams is None else options.beams
+    candidates = beams if options.candidates is None else options.candidates
+    if candidates > beams:
+        raise RequestError(
+            f"candidates: {candidates} is more than the search keeps; at most beams = {beams}",
+            parameter="candidates",
+            maximum=beams,
+        )
+    tiles = await engine.prepare(bundle, images)
+    inputs: dict[str, Tensor] = {
+        bundle.tile.name: stack(tiles),
+        "beams": np.full((len(tiles), 1), beams, dtype=np.int64),
+    }
+    found = await engine.infer(bundle, inputs, _OUTPUTS)
+    model = engine.model(bundle)
+    with engine.timed("postprocess", bundle):
+        results = []
+        for row, tile in enumerate(tiles):
+            sentences = _sentences(bundle.head, found["tokens"][row], found["log_probs"][row])
+            results.append(
+                answers.CaptionAnswer(
+                    model=model,
+                    tile=tile.info,
+                    caption=sentences[0].text,
+                    candidates=sentences[:candidates],
+                    attributes=_attributes(
+                        bundle.head, options, found["attributes"][row], found["sampled"][row]
+                    ),
+                    warnings=list(tile.warnings),
+                )
+            )
+        return results
+
+
+def _sentences(
+    head: CaptionHead, tokens: NDArray[Any], log_probs: NDArray[Any]
+) -> list[answers.Candidate]:
+    """The sentences of one tile from its (K, T) tokens and (K,) log probabilities, best first."""
+    return [
+        answers.Candidate(
+            text=sentence(tokens[beam].tolist(), head.vocabulary, head.eos_id),
+            log_prob=float(log_probs[beam]),
+        )
+        for beam in range(len(tokens))
+        # The graph fills the rows beyond the asked beams with minus infinity.
+        if np.isfinite(log_probs[beam])
+    ]
+
+
+def _attributes(
+    head: CaptionHead, options: CaptionOptions, scores: NDArray[Any], sampled: NDArray[Any]
+) -> list[answers.Attribute]:
+    """The sampled attributes of one tile, all of them with `explain`; best first."""
+    return [
+        answers.Attribute(
+            name=head.attributes[index],
+            score=answers.probability(scores[index]),
+            sampled=bool(sampled[index]),
+        )
+        for index in (-scores).argsort(kind="stable")
+        if options.explain or sampled[index]
+    ]

@@ -1,0 +1,178 @@
+"""ONNX Runtime inside the process: the default runtime, which needs nothing else."""
+
+import ctypes
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio.to_thread
+import onnxruntime as ort
+from anyio import CapacityLimiter
+
+from serving.cores import usable_cores
+from serving.repository import Bundle
+from serving.runtime import Backend, Inference, Tensor
+from serving.settings import Settings
+from tilesight.errors import BundleError, ConfigError
+from tilesight.manifest import TensorSpec
+
+log = logging.getLogger("tilesight.runtime")
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_FATAL_ONLY = 4
+_TYPES = {
+    "uint8": "tensor(uint8)",
+    "bool": "tensor(bool)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+    "float32": "tensor(float)",
+}
+
+
+class EmbeddedRuntime:
+    """One session a model, run in worker threads, never more at once than `concurrency`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """A runtime without models; finds out which device it can use."""
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._slots = CapacityLimiter(settings.concurrency)
+        self._threads = settings.threads or max(1, usable_cores() // settings.concurrency)
+        self._cuda, reason = (
+            _cuda_usable() if settings.device != "cpu" else (False, "not asked for")
+        )
+        if settings.device == "cuda" and not self._cuda:
+            raise ConfigError(f"TILESIGHT_DEVICE: cuda: {reason}")
+        self._required = settings.device == "cuda"
+        if not self._cuda:
+            log.info("runs on the CPU", extra={"threads": self._threads, "no_gpu": reason})
+
+    def load(self, bundle: Bundle[Any]) -> None:
+        """Nothing; opens the session and holds its tensors against the manifest."""
+        _check_version(bundle)
+        try:
+            session = ort.InferenceSession(
+                str(bundle.graph), self._options(), providers=self._providers()
+            )
+        # ONNX Runtime raises its own classes, all of them straight from Exception.
+        except Exception as error:
+            raise BundleError(f"{bundle.graph}: ONNX Runtime cannot load it: {error}") from error
+        _check_tensors(bundle, "inputs", session.get_inputs(), bundle.manifest.inputs)
+        _check_tensors(bundle, "outputs", session.get_outputs(), bundle.manifest.outputs)
+        self._check_device(bundle, session)
+        self._sessions[bundle.name] = session
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> Inference:
+        """The named outputs for one batch, computed in a worker thread."""
+        session = self._sessions[model]
+        asked = time.perf_counter()
+
+        def run() -> tuple[list[Any], float, float]:
+            started = time.perf_counter()
+            return session.run(list(outputs), dict(inputs)), started, time.perf_counter()
+
+        values, started, ended = await anyio.to_thread.run_sync(run, limiter=self._slots)
+        return Inference(dict(zip(outputs, values, strict=True)), started - asked, ended - started)
+
+    def describe(self, model: str) -> Backend:
+        """The provider that the model's session really got."""
+        provider = self._sessions[model].get_providers()[0]
+        device = provider.removesuffix("ExecutionProvider").lower()
+        return Backend(
+            f"onnxruntime-{device}",
+            {
+                "runtime": "embedded",
+                "onnxruntime": ort.__version__,
+                "provider": provider,
+                "threads": self._threads,
+            },
+        )
+
+    def close(self) -> None:
+        """Nothing; frees the sessions."""
+        self._sessions.clear()
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        # Threads that spin while idle take the cores that decode the next tile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        # What matters arrives as an exception; the rest is noise about devices it tried.
+        options.log_severity_level = _FATAL_ONLY
+        return options
+
+    def _providers(self) -> list[str]:
+        return [_CUDA, _CPU] if self._cuda else [_CPU]
+
+    def _check_device(self, bundle: Bundle[Any], session: ort.InferenceSession) -> None:
+        """Says so where the GPU was asked for and the session runs on the CPU all the same."""
+        if self._cuda and session.get_providers()[0] != _CUDA:
+            if self._required:
+                raise ConfigError(f"TILESIGHT_DEVICE: cuda: {bundle.name} cannot run on the GPU")
+            log.warning(
+                "runs on the CPU although there is a GPU: the CUDA libraries cannot be loaded",
+                extra={"model": bundle.name},
+            )
+
+
+def _cuda_usable() -> tuple[bool, str]:
+    """Whether to ask for the GPU, and if not, why; asking in vain prints pages of warnings."""
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    if _CUDA not in ort.get_available_providers():
+        return False, "this ONNX Runtime is built without CUDA"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False, "no NVIDIA driver"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return False, "the NVIDIA driver does not answer"
+    if count.value == 0:
+        return False, "no NVIDIA device"
+    ort.preload_dlls()
+    return True, ""
+
+
+def _check_version(bundle: Bundle[Any]) -> None:
+    needed = bundle.manifest.graph.minimum_onnxruntime
+    if _numbers(ort.__version__) < _numbers(needed):
+        raise BundleError(
+            f"{bundle.folder}: needs ONNX Runtime {needed}, {ort.__version__} is installed"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:3] if part.isdigit()]
+
+
+def _check_tensors(
+    bundle: Bundle[Any], side: str, found: Sequence[ort.NodeArg], promised: Sequence[TensorSpec]
+) -> None:
+    """Refuses a graph whose tensors differ from the manifest's in name, type or fixed size."""
+    nodes = {node.name: node for node in found}
+    if set(nodes) != {spec.name for spec in promised}:
+        raise BundleError(
+            f"{bundle.graph}: {side} are {sorted(nodes)}, "
+            f"the manifest says {sorted(spec.name for spec in promised)}"
+        )
+    for spec in promised:
+        node = nodes[spec.name]
+        shape = [size if isinstance(size, int) else -1 for size in node.shape]
+        if node.type != _TYPES[spec.dtype] or not _same_shape(shape, spec.shape):
+            raise BundleError(
+                f"{bundle.graph}: {side}: {spec.name} is {node.type} {shape}, "
+                f"the manifest says {_TYPES[spec.dtype]} {spec.shape}"
+            )
+
+
+def _same_shape(found: Sequence[int], promised: Sequence[int]) -> bool:
+    """Whether the sizes agree; a graph may leave a size open that the manifest fixes."""
+    return len(found) == len(promised) and all(
+        size in (-1, wanted) for size, wanted in zip(found, promised, strict=True)
+    )

@@ -1,0 +1,67 @@
+"""Gateways to test: in the process, or behind a real socket; and tiles to send them."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from serving.app import create_app
+from serving.settings import Settings
+
+
+def settings_for(repository: Path, **options: object) -> Settings:
+    """Small limits over the tiny models."""
+    limits = {"max_body_bytes": 1 << 20, "max_images": 4, "max_questions": 5, "max_batch": 2}
+    return Settings(model_repository=repository, device="cpu", **(limits | options))
+
+
+@contextmanager
+def started(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[tuple[str, int]]:
+    """The address of a ready gateway behind a real socket."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = listener.getsockname()
+    try:
+        wait_for(lambda: _answers(address, b"GET /readyz HTTP/1.0\r\n\r\n", b" 200 "))
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+    assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+def _answers(address: tuple[str, int], request: bytes, wanted: bytes) -> bool:
+    with socket.create_connection(address, 10) as connection:
+        connection.sendall(request)
+        return wanted in connection.recv(1000)
+
+
+def tile(colour: str | tuple[int, int, int], kind: str = "PNG", size: int = 256) -> bytes:
+    """The bytes of an image of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, format=kind)
+    return buffer.getvalue()
