@@ -65,6 +65,7 @@ def export_run(
         raise DataError(f"--data {data}: no such folder")
     config, provenance = read_run(run)
     measured = _measured(run)
+    _require_committed_split(provenance)
     say(f"reading {run} and the test tiles")
     plan = _plan(run, config, data)
     repository.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,16 @@ def _measured(run: Path) -> dict[str, Any]:
         raise RunError(f"{path}: missing; did the training finish?")
     measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return measured
+
+
+def _require_committed_split(provenance: dict[str, Any]) -> None:
+    split, trained = provenance["split"], provenance["split_sha256"]["test"]
+    committed = split_sha256(split, "test")
+    if trained != committed:
+        raise ExportError(
+            f"split {split}: the run was measured on test list {trained[:12]}, "
+            f"the committed one is {committed[:12]}"
+        )
 
 
 def _plan(run: Path, config: RunConfig, data: Path) -> Plan:
@@ -142,7 +153,7 @@ def _next_version(model: Path) -> int:
 
 
 def _certificate(
-    file: Path, proof: Proof, plan: Plan, provenance: dict[str, Any], halves: int
+    file: Path, proof: Proof, plan: Plan, provenance: dict[str, Any], halves: float
 ) -> Certificate:
     return Certificate(
         split=f"{provenance['split']} test",
@@ -150,7 +161,7 @@ def _certificate(
         tiles=plan.tiles,
         torch=str(torch.__version__),
         onnxruntime=onnxruntime.__version__,
-        float16_weights=halves,
+        float16_share=halves,
         bytes=file.stat().st_size,
         differences=proof.differences,
         decisions=proof.decisions,
@@ -172,7 +183,7 @@ def _describe(
     inputs, outputs = tensor_specs(folder / MODEL_NAME)
     write_text(folder / CERTIFICATE_NAME, certificate.model_dump_json(indent=2) + "\n")
     precision: Literal["float32", "float16-weights"] = (
-        "float16-weights" if certificate.float16_weights else "float32"
+        "float16-weights" if certificate.float16_share > 0.5 else "float32"
     )
     manifest = Manifest(
         name=part.name,
@@ -183,9 +194,10 @@ def _describe(
         outputs=outputs,
         head=part.head,
         metrics=Metrics(
-            dataset=config.dataset,
-            split=certificate.split,
-            split_sha256=split_sha256(provenance["split"], "test"),
+            dataset=provenance["split"],
+            split="test",
+            split_sha256=certificate.split_sha256,
+            tiles=measured["tiles"],
             seed=config.seed,
             values=measured["values"],
             floors=measured["floors"],

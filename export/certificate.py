@@ -39,7 +39,9 @@ class Certificate(Strict):
     tiles: int
     torch: str
     onnxruntime: str
-    float16_weights: int = Field(description="weights stored as float16, each without loss")
+    float16_share: float = Field(
+        description="share of the weights that are stored as float16, each without loss"
+    )
     bytes: int
     differences: dict[str, Difference]
     decisions: dict[str, Decision]

@@ -33,4 +33,5 @@ def show_certificate(console: Console, version: Path) -> None:
         console.print(f"  {name}: largest difference {found.maximum:.1e} (limit {found.limit:.0e})")
     for name, decisions in certificate.decisions.items():
         console.print(f"  {name}: {decisions.differing} of {decisions.compared} differ")
-    console.print(f"  {certificate.bytes / 1e6:.1f} MB, {certificate.float16_weights} weights fp16")
+    share = f"{certificate.float16_share:.0%} of the weights as float16"
+    console.print(f"  {certificate.bytes / 1e6:.1f} MB, {share}")

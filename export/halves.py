@@ -8,17 +8,21 @@ from onnx import TensorProto, helper, numpy_helper
 _SMALLEST = 256
 
 
-def store_exact_halves(model: onnx.ModelProto) -> int:
-    """Rewrites the model in place; returns how many weights are stored as float16 now.
+def store_exact_halves(model: onnx.ModelProto) -> float:
+    """Rewrites the model in place; returns the share of its weights that are float16 now.
 
     A float32 weight whose every value is a float16 number is stored as such, and a Cast gives it
     back as float32: the runtime folds the Cast when it loads, and computes what it did before.
     """
     graph = model.graph
-    stored = 0
+    stored = total = 0
     casts = []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _SMALLEST:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        size = int(np.prod(tensor.dims))
+        total += size
+        if size < _SMALLEST:
             continue
         values = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
@@ -31,8 +35,8 @@ def store_exact_halves(model: onnx.ModelProto) -> int:
         casts.append(
             helper.make_node("Cast", [half_name], [name], name=f"{name}.cast", to=TensorProto.FLOAT)
         )
-        stored += 1
+        stored += size
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    return stored
+    return stored / total if total else 0.0

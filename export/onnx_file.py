@@ -41,8 +41,8 @@ class Source:
     outputs: Sequence[str]
 
 
-def write_onnx(source: Source, path: Path) -> int:
-    """Writes the module as ONNX with a free batch size; returns how many weights are float16.
+def write_onnx(source: Source, path: Path) -> float:
+    """Writes the module as ONNX with a free batch size; returns the share of float16 weights.
 
     Raises:
         ExportError: torch cannot express the module, or the file fails ONNX's own check.

@@ -20,9 +20,10 @@ NAME = "signa"
 def plan(run: Path, config: SignaRun, data: Path) -> Plan:
     """The graph of a SIGNA run, proved on the test tiles."""
     card, network = signa.load(run, config)
+    network = network.cpu()
     examples = signa.read_part(data, "test", config.image_size)
     expected = signa.predict(network, examples.tiles)
-    graph = SignaGraph(network.cpu())
+    graph = SignaGraph(network)
     part = Part(
         name=NAME,
         title="SIGNA: land-cover labels of a tile",

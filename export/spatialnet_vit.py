@@ -28,7 +28,7 @@ def plan(run: Path, config: SpatialNetVitRun, data: Path) -> Plan:
     examples = task.read_part(data, "test", config.image_size, config.seed)
     asked = examples.questions
     memory, land_use = task.encode(network, examples.tiles)
-    answers = task.answer(network, memory, examples.stems, asked, head)
+    answers, counts = task.answer(network, memory, examples.stems, asked, head)
     rows, ids = task.question_rows(examples.stems, asked, head)
     parts = [
         Part(
@@ -77,10 +77,13 @@ def plan(run: Path, config: SpatialNetVitRun, data: Path) -> Plan:
                 onnx_metrics=land_use_of(encoded["land_use"]),
             ),
             HEAD: Proof(
-                differences={"answers": difference(answers, found, names)},
-                decisions={"answers": decision(answers.argmax(1), found.argmax(1))},
+                differences={
+                    "answers": difference(answers, found["answers"], names),
+                    "count": difference(counts, found["count"], names),
+                },
+                decisions={"answers": decision(answers.argmax(1), found["answers"].argmax(1))},
                 torch_metrics=task.measure_answers(asked, answers, card),
-                onnx_metrics=task.measure_answers(asked, found, card),
+                onnx_metrics=task.measure_answers(asked, found["answers"], card),
             ),
         }
 
@@ -89,13 +92,10 @@ def plan(run: Path, config: SpatialNetVitRun, data: Path) -> Plan:
 
 def _answers(
     session: Session, memory: NDArray[Any], rows: NDArray[np.int64], ids: NDArray[np.int64]
-) -> NDArray[Any]:
-    """The head's answers; memory is repeated a batch at a time, as all at once would not fit."""
-    return np.concatenate(
-        [
-            session.run(memory=memory[rows[start : start + 64]], question=ids[start : start + 64])[
-                "answers"
-            ]
-            for start in range(0, len(ids), 64)
-        ]
-    )
+) -> dict[str, NDArray[Any]]:
+    """The head's outputs; memory is repeated a batch at a time, as all at once would not fit."""
+    parts = [
+        session.run(memory=memory[rows[start : start + 64]], question=ids[start : start + 64])
+        for start in range(0, len(ids), 64)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tilesight.errors import ConfigError
+from tilesight.headers import PILLOW_MAX_PIXELS
 from tilesight.imaging import ImageLimits
 
 PREFIX = "TILESIGHT_"
@@ -33,7 +34,9 @@ class Settings(BaseSettings):
         default="spatialnet_vit_head", description="question head behind /vqa; it names its encoder"
     )
     max_body_bytes: int = Field(default=32 * _MIB, gt=0, description="largest request body")
-    max_pixels: int = Field(default=64_000_000, gt=0, description="most pixels of one tile")
+    max_pixels: int = Field(
+        default=64_000_000, gt=0, le=PILLOW_MAX_PIXELS, description="most pixels of one tile"
+    )
     max_images: int = Field(default=16, gt=0, description="most tiles of one request")
     max_questions: int = Field(default=32, gt=0, description="most questions of one request")
     body_timeout_s: float = Field(

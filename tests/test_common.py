@@ -66,6 +66,7 @@ def fields(task: str = "labels") -> dict[str, Any]:
             "dataset": "ucm",
             "split": "test",
             "split_sha256": HASH,
+            "tiles": 420,
             "seed": 0,
             "values": {"f1_samples": 0.9},
         },

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from tests import images
-from tilesight import imaging
+from tilesight import headers, imaging
 from tilesight.errors import (
     AnimatedImageError,
     BandError,
@@ -399,6 +399,9 @@ def test_missing_part_is_not_shown_as_black() -> None:
     for kept in (strips[273][:-1], []):
         with pytest.raises(UndecodableImageError, match="of 4 parts"):
             decode(images.tiff(strips | {273: kept or (0, 0, 0, 0)}))
+    planes = images.page(SCENE, planar=True)
+    with pytest.raises(UndecodableImageError, match="2 of 3 parts"):
+        decode(images.tiff(planes | {273: planes[273][:2]}))
 
 
 # --- What is refused
@@ -457,7 +460,7 @@ def test_limits_that_cannot_be_kept(limits: dict[str, int]) -> None:
 
 
 def test_limit_stays_under_the_one_of_pillow() -> None:
-    assert imaging.PILLOW_MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+    assert headers.PILLOW_MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -523,6 +526,7 @@ def test_other_numbers_of_bands(
         (images.raw_tiff(SCENE, 8), "photometric interpretation 8"),
         (images.raw_tiff(SCENE, tags={259: 6}), "compression 6"),
         (images.raw_tiff(SCENE, tags={259: 34887}), "compression 34887"),
+        (images.raw_tiff(SCENE, tags={259: 50001}), "compression 50001"),
         (images.raw_png(DEEP[:, :, :2]), "16 bit grey with alpha"),
     ],
 )

@@ -130,6 +130,7 @@ class Metrics(Strict):
     dataset: str
     split: str
     split_sha256: Sha256
+    tiles: int = Field(gt=0, description="how many of the split's tiles were measured")
     seed: int
     values: dict[str, float]
     floors: dict[str, dict[str, float]] = Field(
@@ -212,7 +213,11 @@ def read(version_folder: Path) -> Manifest:
     path = version_folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(f"{path}: missing")
-    manifest = parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8: {error}") from None
+    manifest = parse(text, str(path))
     if MODEL_NAME not in manifest.files:
         raise BundleError(f"{path}: files: {MODEL_NAME} is not listed")
     for name, expected in manifest.files.items():

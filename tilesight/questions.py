@@ -57,9 +57,11 @@ def question_ids(text: str, head: AnswerHead) -> tuple[NDArray[np.int64], list[s
     if not text.strip():
         raise QuestionError("question: empty")
     if len(text) > head.max_characters:
-        raise QuestionError(
-            f"question: {len(text)} characters, the limit is {head.max_characters}"
-        )
+        raise QuestionError(f"question: {len(text)} characters, the limit is {head.max_characters}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise QuestionError("question: holds half a character (a lone surrogate)") from None
     found = words(text)
     ids = encode(text, head.vocabulary, head.unk_id)
     if len(ids) > head.max_tokens:
@@ -68,7 +70,7 @@ def question_ids(text: str, head: AnswerHead) -> tuple[NDArray[np.int64], list[s
     if len(unknown) == len(ids):
         raise QuestionError(
             "question: none of its words is known to the model, which reads English: "
-            f"{', '.join(unknown[:10]) or text[:50]!r}"
+            f"{', '.join(unknown[:10]) or repr(text[:50])}"
         )
     padded = np.full(head.max_tokens, head.pad_id, dtype=np.int64)
     padded[: len(ids)] = ids

@@ -1,10 +1,10 @@
 """A training run's configuration: typed, frozen, and strict about its keys."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from tilesight.errors import ConfigError
 from tilesight.files import write_text
@@ -77,6 +77,15 @@ class SpatialNetVitRun(Run):
     min_answer_count: int = Field(default=3, ge=1, description="rarer answers are not offered")
     min_word_count: int = Field(default=1, ge=1)
     task_weights: TaskWeights = TaskWeights()
+
+    @model_validator(mode="after")
+    def _one_image_size(self) -> Self:
+        if self.image_size != self.architecture.image_size:
+            raise ValueError(
+                f"architecture.image_size: {self.architecture.image_size}, "
+                f"image_size is {self.image_size}; they have to be the same"
+            )
+        return self
 
 
 RunConfig = SignaRun | JttsRun | SpatialNetVitRun

@@ -15,10 +15,13 @@ from torchvision.models import MobileNet_V2_Weights
 from tilesight.errors import ConfigError, DataError, RunError
 from tilesight.files import write_text, written_whole
 from training import run
-from training.config import RunConfig, read_config, write_config
+from training.config import RunConfig, write_config
 from training.evaluate import evaluate
 from training.plots import draw_curves
 from training.tasks.base import Measurement, Task
+
+LOG = "log"
+LAST = Path(run.CHECKPOINTS) / "last.ckpt"
 
 
 def make_task(config: RunConfig, data: Path, weights: str | None) -> Task:
@@ -95,24 +98,26 @@ def train(
     """
     if not data.is_dir():
         raise DataError(f"--data {data}: no such folder")
-    _prepare_folder(config, out, resume)
+    made_of = run.provenance(config, data, weights)
+    _prepare_folder(config, made_of, out, resume)
     L.seed_everything(config.seed, verbose=False)
     task = make_task(config, data, weights)
-    write_config(config, out / run.CONFIG)
-    run.write_json(out / run.PROVENANCE, run.provenance(config, data, weights))
-    write_text(out / run.CARD, task.card.model_dump_json(indent=2) + "\n")
+    if not resume:
+        write_config(config, out / run.CONFIG)
+        run.write_json(out / run.PROVENANCE, made_of)
+        write_text(out / run.CARD, task.card.model_dump_json(indent=2) + "\n")
 
-    last = out / run.CHECKPOINTS / "last.ckpt"
-    keeper = ModelCheckpoint(
+    best_of = ModelCheckpoint(
         dirpath=out / run.CHECKPOINTS,
         filename="best",
         monitor=task.monitor,
         mode="max",
-        save_last=True,
         enable_version_counter=False,
     )
-    logger = CSVLogger(out, name="log", version="resumed" if resume else "first")
-    callbacks: list[Callback] = [keeper, EpochReport(say)]
+    each = ModelCheckpoint(
+        dirpath=out / run.CHECKPOINTS, filename="last", enable_version_counter=False
+    )
+    callbacks: list[Callback] = [best_of, each, EpochReport(say)]
     if progress:
         callbacks.append(RichProgressBar())
     trainer = L.Trainer(
@@ -121,17 +126,16 @@ def train(
         precision=config.fit.precision,
         gradient_clip_val=config.fit.gradient_clip,
         callbacks=callbacks,
-        logger=logger,
+        logger=CSVLogger(out, name=LOG, version=f"{len(_logs(out)):03d}"),
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         log_every_n_steps=10,
     )
-    trainer.fit(task, ckpt_path=str(last) if resume else None, weights_only=True)
+    trainer.fit(task, ckpt_path=str(out / LAST) if resume else None, weights_only=True)
     _write_history(out)
 
-    best = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+    best = torch.load(best_of.best_model_path, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
     run.save_checkpoint(task.network, config, out / run.CHECKPOINT)
     measurement = evaluate(out, data, "test", weights)
@@ -139,24 +143,35 @@ def train(
     return measurement
 
 
-def _prepare_folder(config: RunConfig, out: Path, resume: bool) -> None:
-    started = (out / run.CONFIG).exists()
-    if resume:
-        if not (out / run.CHECKPOINTS / "last.ckpt").is_file():
-            raise RunError(f"--resume: {out} holds no checkpoint to go on from")
-        if read_config(out / run.CONFIG) != config:
-            raise ConfigError(f"--resume: the configuration differs from {out / run.CONFIG}")
+def _prepare_folder(config: RunConfig, made_of: dict[str, Any], out: Path, resume: bool) -> None:
+    """Makes the folder of a new run, or checks that the one to resume is the same run."""
+    if not resume:
+        if (out / run.CONFIG).exists():
+            raise RunError(f"--out {out}: holds a run already; --resume goes on with it")
+        out.mkdir(parents=True, exist_ok=True)
         return
-    if started:
-        raise RunError(f"--out {out}: holds a run already; --resume goes on with it")
-    out.mkdir(parents=True, exist_ok=True)
+    if not (out / LAST).is_file():
+        raise RunError(f"--resume: {out} holds no checkpoint to go on from")
+    if (out / run.CHECKPOINT).exists():
+        raise RunError(f"--resume: {out} is finished")
+    started, began_with = run.read_run(out)
+    if started != config:
+        raise ConfigError(f"--resume: the configuration differs from {out / run.CONFIG}")
+    for name in ("split_sha256", "data_sha256"):
+        if began_with[name] != made_of[name]:
+            raise DataError(f"--resume: {name} differs from {out / run.PROVENANCE}")
+
+
+def _logs(out: Path) -> list[Path]:
+    """Lightning's logs: one of the first part, one of each time that the run went on."""
+    return sorted((out / LOG).glob("*"))
 
 
 def _write_history(out: Path) -> None:
-    """One row an epoch, from Lightning's logs of the first and the resumed part."""
+    """One row an epoch, from the logs of all parts of the run."""
     rows: dict[int, dict[str, Any]] = {}
-    for part in ("first", "resumed"):
-        path = out / "log" / part / "metrics.csv"
+    for part in _logs(out):
+        path = part / "metrics.csv"
         if not path.is_file():
             continue
         with path.open(newline="") as file:
@@ -171,4 +186,4 @@ def _write_history(out: Path) -> None:
         writer.writeheader()
         writer.writerows(rows[epoch] for epoch in sorted(rows))
     draw_curves(out / run.HISTORY, out / run.CURVES)
-    shutil.rmtree(out / "log")
+    shutil.rmtree(out / LOG)

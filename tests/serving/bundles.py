@@ -227,7 +227,12 @@ def write_bundle(root: Path, name: str, version: int = 1) -> Path:
         outputs=outputs,
         head=head,
         metrics=Metrics(
-            dataset="colours", split="test", split_sha256="0" * 64, seed=0, values={"f1": 1.0}
+            dataset="colours",
+            split="test",
+            split_sha256="0" * 64,
+            tiles=1,
+            seed=0,
+            values={"f1": 1.0},
         ),
         lineage=Lineage(
             commit="none",

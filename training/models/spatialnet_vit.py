@@ -13,11 +13,11 @@ out the width, the question encoder, the caption decoder and the position embedd
 - the count head regresses log(1 + count) and only helps training: the answer is a class.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tilesight.manifest import Strict
@@ -39,6 +39,12 @@ class SpatialNetVitConfig(Strict):
     max_question: int = Field(default=20, gt=0)
     max_caption: int = Field(default=22, gt=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is no multiple of {self.heads} heads")
+        return self
 
     @property
     def patch_size(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tilesight.manifest import Strict
 from training.config import FitConfig, RunConfig
@@ -24,19 +24,46 @@ EVALUATION_BATCH = 32
 class Measurement:
     """Figures of one split, the floors that show what they are worth, and notes on the protocol."""
 
+    tiles: int
     values: dict[str, float]
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON writes them."""
-        return {"values": self.values, "floors": self.floors, "notes": self.notes}
+        return {
+            "tiles": self.tiles,
+            "values": self.values,
+            "floors": self.floors,
+            "notes": self.notes,
+        }
 
 
 def batches(tiles: NDArray[np.uint8], size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
     """The tiles (N, H, W, 3) in their order, `size` at a time."""
     for start in range(0, len(tiles), size):
         yield torch.from_numpy(tiles[start : start + size])
+
+
+class EpochOrder(Sampler[int]):
+    """The examples in a random order of the task's seed and current epoch.
+
+    The epoch is read when an epoch begins: Lightning makes the loader before it restores the epoch
+    of a run that is resumed.
+    """
+
+    def __init__(self, task: "Task", count: int) -> None:
+        self.task, self.count = task, count
+
+    def __len__(self) -> int:
+        """How many examples an epoch has."""
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        """The examples' places."""
+        seed = self.task.config.seed * 1000 + self.task.current_epoch
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
+        return iter(order.tolist())
 
 
 class Task(L.LightningModule, ABC):
@@ -52,22 +79,20 @@ class Task(L.LightningModule, ABC):
         """What besides the weights makes the network mean something (labels, words, answers)."""
 
     @abstractmethod
-    def training_set(self, epoch: int) -> "Dataset[Any]":
-        """The training examples as this epoch sees them."""
+    def training_set(self) -> "Dataset[Any]":
+        """The training examples, as the current epoch sees them whenever one is read."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Figures of the validation split."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the current epoch, in an order that depends on seed and epoch alone."""
-        epoch = self.current_epoch
-        order = torch.Generator().manual_seed(self.config.seed * 1000 + epoch)
+        """Batches in an order that depends on seed and epoch alone."""
+        examples = self.training_set()
         return DataLoader(
-            self.training_set(epoch),
+            examples,
             batch_size=self.config.fit.batch_size,
-            shuffle=True,
-            generator=order,
+            sampler=EpochOrder(self, len(examples)),  # type: ignore[arg-type]
             drop_last=True,
         )
 

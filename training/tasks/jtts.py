@@ -66,15 +66,15 @@ _Example = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 
 
 class _TrainingTiles(Dataset[_Example]):
-    def __init__(self, task: "JttsTask", epoch: int) -> None:
-        self.task, self.epoch = task, epoch
+    def __init__(self, task: "JttsTask") -> None:
+        self.task = task
 
     def __len__(self) -> int:
         return len(self.task.train_part.stems)
 
     def __getitem__(self, index: int) -> _Example:
         task = self.task
-        rng = augment.generator(task.config.seed, self.epoch, index)
+        rng = augment.generator(task.config.seed, task.current_epoch, index)
         # Captions tell vertical from horizontal, so tiles are flipped and never transposed.
         tile, _ = augment.turned(task.train_part.tiles[index], rng, transpose=False)
         spoken = task.sentences[index]
@@ -117,9 +117,9 @@ class JttsTask(Task):
         """Words and attributes."""
         return self._card
 
-    def training_set(self, epoch: int) -> _TrainingTiles:
+    def training_set(self) -> _TrainingTiles:
         """Flipped and brightened tiles, each with some of its sentences."""
-        return _TrainingTiles(self, epoch)
+        return _TrainingTiles(self)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _index: int) -> Tensor:
         """L_cap + L_bce + L_d, equations 31-34."""
@@ -179,12 +179,14 @@ def load(folder: Path, config: JttsRun) -> tuple[JttsCard, Jtts]:
     return card, network.eval().to(run.device())
 
 
-def measure(part: JttsPart, spoken: Sequence[str], train_captions: list[str]) -> Measurement:
+def measure(
+    part: JttsPart, spoken: Sequence[str], train_captions: list[str] | None = None
+) -> Measurement:
     """The figures of the sentences against each tile's references."""
     values = metrics.caption_metrics(
         part.captions, dict(zip(part.stems, spoken, strict=True)), train_captions
     )
-    return Measurement(values=values, notes={"tokenizer": metrics.tokenizer_name()})
+    return Measurement(len(part.stems), values, notes={"tokenizer": metrics.tokenizer_name()})
 
 
 def evaluate(
@@ -201,7 +203,7 @@ def evaluate(
     best = sentences_of(predict(network, examples.tiles, DEFAULT_BEAMS), card)
     greedy = sentences_of(predict(network, examples.tiles, 1), card)
     measured = measure(examples, best, said)
-    greedy_cider = measure(examples, greedy, said).values["cider"]
+    greedy_cider = measure(examples, greedy).values["cider"]
     features = None
     if weights is not None:
         vectors = [
@@ -210,6 +212,7 @@ def evaluate(
         stems = [*train.stems, *examples.stems]
         features = dict(zip(stems, np.concatenate(vectors), strict=True))
     return Measurement(
+        tiles=measured.tiles,
         values={**measured.values, "cider_greedy": greedy_cider},
         floors=floors.caption_floors(train.captions, examples.captions, features),
         notes={**measured.notes, "decoding": f"beam search of width {DEFAULT_BEAMS}"},

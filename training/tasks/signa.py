@@ -47,14 +47,14 @@ def build(card: SignaCard, config: SignaRun) -> Signa:
 
 
 class _TrainingTiles(Dataset[tuple[NDArray[np.float32], NDArray[np.float32]]]):
-    def __init__(self, part: SignaPart, seed: int, epoch: int) -> None:
-        self.part, self.seed, self.epoch = part, seed, epoch
+    def __init__(self, task: "SignaTask") -> None:
+        self.task, self.part = task, task.train_part
 
     def __len__(self) -> int:
         return len(self.part.stems)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        rng = augment.generator(self.seed, self.epoch, index)
+        rng = augment.generator(self.task.config.seed, self.task.current_epoch, index)
         tile, _ = augment.turned(self.part.tiles[index], rng)
         return augment.brightened(tile, rng), self.part.truth[index]
 
@@ -86,9 +86,9 @@ class SignaTask(Task):
         """Labels and graph."""
         return self._card
 
-    def training_set(self, epoch: int) -> _TrainingTiles:
+    def training_set(self) -> _TrainingTiles:
         """Flipped, transposed and brightened tiles."""
-        return _TrainingTiles(self.train_part, self.config.seed, epoch)
+        return _TrainingTiles(self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         """Binary cross-entropy, the mean over tiles and labels."""
@@ -138,6 +138,7 @@ def measure(part: SignaPart, scores: NDArray[np.float32], data: Path) -> Measure
     train = part_stems(data, "ucm", "train")
     train_truth = read_labels(data).matrix(train)
     return Measurement(
+        tiles=len(part.stems),
         values=metrics.label_metrics(part.truth, scores, _half(scores)),
         floors=floors.label_floors(
             train_truth,

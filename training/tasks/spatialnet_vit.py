@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tilesight.errors import ConfigError
 from tilesight.manifest import AnswerHead, Strict
 from tilesight.questions import question_ids, sentence, vocabulary_of
 from training import augment, floors, metrics, run
@@ -130,15 +131,15 @@ _Example = tuple[
 
 
 class _TrainingTiles(Dataset[_Example]):
-    def __init__(self, task: "SpatialNetVitTask", epoch: int) -> None:
-        self.task, self.epoch = task, epoch
+    def __init__(self, task: "SpatialNetVitTask") -> None:
+        self.task = task
 
     def __len__(self) -> int:
         return len(self.task.train_part.stems)
 
     def __getitem__(self, index: int) -> _Example:
         task = self.task
-        rng = augment.generator(task.config.seed, self.epoch, index)
+        rng = augment.generator(task.config.seed, task.current_epoch, index)
         tile, moved = augment.turned(task.train_part.tiles[index], rng)
         # Where things are changes when a tile is turned; everything else stays.
         asked = [q for q in task.asked[index] if not (moved and q.kind == "location")]
@@ -173,8 +174,11 @@ class SpatialNetVitTask(Task):
         self._card = self._make_card()
         self._prepare_examples()
         self.network: SpatialNetVit = build(self._card, config)
-        if weights is not None and isinstance(self.network.encoder.patches, HybridPatches):
-            load_base_weights(self.network.encoder.patches.backbone, weights)
+        if weights is not None:
+            patches = self.network.encoder.patches
+            if not isinstance(patches, HybridPatches):
+                raise ConfigError("--weights: patches = linear has no pretrained part to fill")
+            load_base_weights(patches.backbone, weights)
 
     def _make_card(self) -> SpatialNetVitCard:
         config, part = self.config, self.train_part
@@ -225,9 +229,9 @@ class SpatialNetVitTask(Task):
         """Words, answers and scenes."""
         return self._card
 
-    def training_set(self, epoch: int) -> _TrainingTiles:
+    def training_set(self) -> _TrainingTiles:
         """Turned and brightened tiles, each with some questions and a caption."""
-        return _TrainingTiles(self, epoch)
+        return _TrainingTiles(self)
 
     def training_step(self, batch: tuple[Tensor, ...], _index: int) -> Tensor:
         """The weighted sum of the tasks' losses, equation 6."""
@@ -260,7 +264,7 @@ class SpatialNetVitTask(Task):
         """Answers, land use and captions on the validation split."""
         memory, land_use = encode(self.network, self.val_part.tiles)
         head = reading_head(self._card, self.config)
-        scores = answer(self.network, memory, self.val_part.stems, self.val_part.questions, head)
+        scores, _ = answer(self.network, memory, self.val_part.stems, self.val_part.questions, head)
         values = measure_answers(self.val_part.questions, scores, self._card)
         return {**values, "land_use": land_use_accuracy(self.val_part.stems, land_use)}
 
@@ -296,20 +300,21 @@ def answer(
     stems: Sequence[str],
     asked: Sequence[Question],
     head: AnswerHead,
-) -> NDArray[np.float32]:
-    """The probability of each answer to each question, (questions, answers)."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The probability of each answer (questions, answers), and the count (questions, 1)."""
     network.eval()
     device = network.land_use.weight.device
     rows, ids = question_rows(stems, asked, head)
-    scores = []
+    scores, counts = [], []
     for start in range(0, len(ids), 128):
         part = slice(start, start + 128)
-        logits, _ = network.question(
+        logits, log_count = network.question(
             torch.from_numpy(memory[rows[part]]).to(device),
             torch.from_numpy(ids[part]).to(device),
         )
         scores.append(logits.float().softmax(dim=1).cpu().numpy())
-    return np.concatenate(scores)
+        counts.append(torch.expm1(log_count.float()).clamp(min=0).cpu().numpy())
+    return np.concatenate(scores), np.concatenate(counts)
 
 
 def question_rows(
@@ -356,16 +361,17 @@ def evaluate(folder: Path, config: SpatialNetVitRun, data: Path, part: str) -> M
     train_stems = part_stems(data, "ucm", "train")
     train = questions(data, train_stems, config.seed)
     memory, land_use = encode(network, examples.tiles)
-    scores = answer(network, memory, examples.stems, examples.questions, head)
+    scores, _ = answer(network, memory, examples.stems, examples.questions, head)
     every_train = all_presence_questions(read_labels(data), train_stems)
     every = all_presence_questions(read_labels(data), examples.stems)
-    every_scores = answer(network, memory, examples.stems, every, head)
+    every_scores, _ = answer(network, memory, examples.stems, every, head)
     length = config.architecture.max_caption
     captions = _captions(network, memory, length, card)
     spoken = metrics.caption_metrics(
         examples.captions, dict(zip(examples.stems, captions, strict=True))
     )
     return Measurement(
+        tiles=len(examples.stems),
         values={
             **measure_answers(examples.questions, scores, card),
             "presence_every_label": measure_answers(every, every_scores, card)["overall"],
