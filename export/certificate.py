@@ -48,7 +48,7 @@ class Certificate(Strict):
     metrics: dict[Literal["torch", "onnx"], dict[str, float]]
 
     def require_agreement(self, name: str) -> None:
-        """Nothing if the file does what torch does.
+        """Passes a file that does what torch does.
 
         Raises:
             ExportError: an output is too far off or a decision differs; each is named.

@@ -74,7 +74,7 @@ async def describe(engine: Engine, path: Path, questions: Sequence[str]) -> Desc
 
 
 def show(console: Console, description: Description) -> None:
-    """Nothing; prints the path, the sentence and the tables, then an empty line."""
+    """Prints the path, the sentence and the tables, then an empty line."""
     tile = description.labels.tile
     size = f"{tile.width} x {tile.height} {tile.format}"
     console.print(Text.assemble((description.path, "cyan"), f"  {size}"), soft_wrap=True)

@@ -49,7 +49,7 @@ class EmbeddedRuntime:
             log.info("runs on the CPU", extra={"threads": self._threads, "no_gpu": reason})
 
     def load(self, bundle: Bundle[Any]) -> None:
-        """Nothing; opens the session and holds its tensors against the manifest."""
+        """Opens the session and holds its tensors against the manifest."""
         _check_version(bundle)
         try:
             session = ort.InferenceSession(
@@ -92,7 +92,7 @@ class EmbeddedRuntime:
         )
 
     def close(self) -> None:
-        """Nothing; frees the sessions."""
+        """Frees the sessions."""
         self._sessions.clear()
 
     def _options(self) -> ort.SessionOptions:

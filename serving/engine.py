@@ -57,7 +57,7 @@ class Engine:
         self._in_flight = 0
 
     async def start(self) -> None:
-        """Nothing; loads every model and asks each about the golden tile.
+        """Loads every model and asks each about the golden tile.
 
         Raises:
             BundleError: a model cannot be loaded or does not answer.
@@ -74,13 +74,13 @@ class Engine:
         self.ready = True
 
     def close(self) -> None:
-        """Nothing; the engine answers no more."""
+        """The engine answers no more."""
         self.ready = False
         self.metrics.ready.set(0)
         self._runtime.close()
 
     def require_ready(self) -> None:
-        """Nothing, once every model has answered its canary.
+        """Returns once every model has answered its canary.
 
         Raises:
             NotReadyError: the models are still being loaded.

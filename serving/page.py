@@ -17,7 +17,7 @@ _ASSETS = "/docs/assets"
 
 
 def add(app: FastAPI) -> None:
-    """Nothing; the app has GET / and /docs from now on."""
+    """The app has GET / and /docs from now on."""
     html = files("serving").joinpath("static/index.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)

@@ -6,7 +6,7 @@ from serving.errors import UnknownParameterError
 
 
 async def refuse_unknown(request: Request) -> None:
-    """Nothing, if the endpoint has every query parameter of the request.
+    """Refuses a query parameter that the endpoint does not have.
 
     Raises:
         UnknownParameterError: naming the parameter and those that the endpoint has.

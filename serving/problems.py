@@ -94,7 +94,7 @@ def respond(scope: Scope, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Nothing; from now on the app answers failures with problem documents."""
+    """From now on the app answers failures with problem documents."""
 
     async def handle(request: Request, error: Exception) -> Response:
         return respond(request.scope, error)

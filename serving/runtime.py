@@ -33,7 +33,7 @@ class Runtime(Protocol):
     """Runs the models of the repository."""
 
     def load(self, bundle: Bundle[Any]) -> None:
-        """Nothing; after it the bundle's model can be run.
+        """After it the bundle's model can be run.
 
         Raises:
             BundleError: the graph cannot be loaded or is not what the manifest says.
@@ -48,4 +48,4 @@ class Runtime(Protocol):
         """What runs this model."""
 
     def close(self) -> None:
-        """Nothing; after it no model can be run."""
+        """After it no model can be run."""

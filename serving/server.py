@@ -15,7 +15,7 @@ _DRAIN_S = 30
 
 
 def run(settings: Settings) -> None:
-    """Nothing; serves until it is told to stop, then answers what it has begun.
+    """Serves until it is told to stop, then answers what it has begun.
 
     Raises:
         TilesightError: the models cannot be served.

@@ -23,6 +23,12 @@ def data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def ucm_real(data: Path) -> Path:
+    """The folder of the real UC Merced tiles and annotations."""
+    return data / "ucm"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Lists the tests that ran on no real data, so that a green run does not hide them."""
     missed = [

@@ -33,7 +33,7 @@ _MODELS: dict[ModelName, dict[str, Any]] = {
     "signa": {"architecture": {"heads": 2, "label_vector_width": 8}},
     "jtts": {
         "min_word_count": 1,
-        "architecture": {"hidden": 16, "embedding": 8, "max_length": 14, "max_beams": 3},
+        "architecture": {"hidden": 16, "embedding": 8, "max_length": 14, "max_beams": 4},
     },
     "spatialnet-vit": {
         "questions_per_tile": 2,

@@ -292,9 +292,32 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(
             train_on(ucm_miniature, tiny_config("signa"), folder, resume=True)
 
 
-def test_another_configuration_does_not_resume_a_run(signa: Path, ucm_miniature: Path) -> None:
+def test_a_finished_run_is_not_resumed(signa: Path, ucm_miniature: Path) -> None:
+    with pytest.raises(RunError, match=r"--resume: .* is finished"):
+        train_on(ucm_miniature, tiny_config("signa"), signa, resume=True)
+
+
+@pytest.fixture
+def unfinished(signa: Path) -> Path:
+    """A run as it is before its checkpoint is written."""
+    for name in ("checkpoint.safetensors", "metrics.json"):
+        (signa / name).unlink()
+    return signa
+
+
+def test_another_configuration_does_not_resume_a_run(unfinished: Path, ucm_miniature: Path) -> None:
     with pytest.raises(ConfigError, match=r"--resume: the configuration differs"):
-        train_on(ucm_miniature, tiny_config("signa", epochs=3), signa, resume=True)
+        train_on(ucm_miniature, tiny_config("signa", epochs=3), unfinished, resume=True)
+
+
+def test_other_annotations_do_not_resume_a_run(
+    unfinished: Path, ucm_miniature: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(ucm_miniature, tmp_path / "data")
+    with (data / "multilabels.tsv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=r"--resume: data_sha256 differs"):
+        train_on(data, tiny_config("signa"), unfinished, resume=True)
 
 
 def test_a_data_folder_that_is_none_is_named(ucm_miniature: Path, tmp_path: Path) -> None:

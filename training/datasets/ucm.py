@@ -121,7 +121,7 @@ def read_tiles(data: Path, stems: Sequence[str], size: int) -> NDArray[np.uint8]
 
 
 def require_all(kind: str, missing: Sequence[str], where: Path | str) -> None:
-    """Nothing if none is missing.
+    """Passes where none is missing.
 
     Raises:
         DataError: some are; the message counts them and names the first five.
