@@ -208,6 +208,7 @@ def example_inputs(name: str, repository: Path) -> dict[str, NDArray[np.generic]
 def test_signa_answers_as_torch_does(count: int, runs: Path, repository: Path) -> None:
     config, _ = run_folder.read_run(runs / "signa")
     _, network = signa.load(runs / "signa", config)
+    network = network.cpu()
     tiles = pictures(count)
     scores = signa.predict(network, tiles)
     evidence = network.evidence(network.features(torch.from_numpy(tiles)))
@@ -223,6 +224,7 @@ def test_jtts_answers_as_torch_does_each_tile_with_its_own_width(
 ) -> None:
     config, _ = run_folder.read_run(runs / "jtts")
     _, network = jtts.load(runs / "jtts", config)
+    network = network.cpu()
     tiles, beams = pictures(count), np.array([[2], [1], [3]])[:count]
     expected = BeamSearch(network)(torch.from_numpy(tiles), torch.from_numpy(beams))
     found = Session(graph_of(repository, "jtts")).run(tiles=tiles, beams=beams)
@@ -243,6 +245,7 @@ def test_both_graphs_of_spatialnet_vit_together_answer_as_torch_does(
     folder = runs / "spatialnet-vit"
     config, _ = run_folder.read_run(folder)
     card, network = spatialnet_vit.load(folder, config)
+    network = network.cpu()
     head = spatialnet_vit.reading_head(card, config)
     part = spatialnet_vit.read_part(tiles, "test", 64, config.seed)
     stems, shown = part.stems[:count], part.tiles[:count]

@@ -37,9 +37,10 @@ def test_infinities_have_to_stand_in_the_same_places() -> None:
     found = expected.copy()
     found[2, 1] = -np.inf
     assert difference(expected, found, ROWS).maximum == np.inf
-    opposite = expected.copy()
-    opposite[0, 1] = np.inf
-    assert difference(expected, opposite, ROWS).maximum == np.inf
+    for other in (np.inf, np.nan):
+        found = expected.copy()
+        found[0, 1] = other
+        assert difference(expected, found, ROWS).maximum == np.inf
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -60,9 +60,9 @@ class SpatialNetVitConfig(Strict):
 class Attention(nn.Module):
     """Multi-head attention of (B, Q, D) queries over (B, S, D) keys, equations 3-4."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -78,7 +78,6 @@ class Attention(nn.Module):
             self._split(self.key(keys)),
             self._split(self.value(keys)),
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
         )
         return self.merge(attended.transpose(1, 2).flatten(2))
 
@@ -89,10 +88,10 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float, cross: bool = False) -> None:
         super().__init__()
         self.norm_self = nn.LayerNorm(width)
-        self.attend_self = Attention(width, heads, dropout)
+        self.attend_self = Attention(width, heads)
         if cross:
             self.norm_cross = nn.LayerNorm(width)
-            self.attend_cross = Attention(width, heads, dropout)
+            self.attend_cross = Attention(width, heads)
         self.norm_feed = nn.LayerNorm(width)
         self.feed = nn.Sequential(  # equation 5
             nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
