@@ -89,7 +89,7 @@ def export_run(
             _describe(
                 staging / part.name, part, version, certificate, config, provenance, measured, run
             )
-        return [_move(staging / part.name, repository / part.name) for part in plan.parts]
+        return _move_all(staging, plan.parts, repository)
 
 
 def _measured(run: Path) -> dict[str, Any]:
@@ -234,11 +234,25 @@ def _input_spec(config: RunConfig) -> InputSpec:
     )
 
 
+def _move_all(staging: Path, parts: list[Part], repository: Path) -> list[Path]:
+    """Renames the finished versions into their models' folders: all of them, or none."""
+    moved: list[Path] = []
+    try:
+        for part in parts:
+            moved.append(_move(staging / part.name, repository / part.name))
+    except OSError as error:
+        for version in moved:
+            shutil.rmtree(version)
+        raise ExportError(f"{repository}: {error}") from error
+    return moved
+
+
 def _move(folder: Path, model: Path) -> Path:
     """Renames a finished version into the model's folder."""
     manifest = read(folder)
     model.mkdir(exist_ok=True)
-    (folder / CONFIG_PBTXT).replace(model / CONFIG_PBTXT)
     version = model / str(manifest.version)
+    # The same text for every version of a model, unless its tensors changed.
+    (folder / CONFIG_PBTXT).replace(model / CONFIG_PBTXT)
     folder.rename(version)
     return version

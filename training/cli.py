@@ -32,7 +32,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Configuration; the model's committed one if absent.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="In place of the configuration's seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="In place of the configuration's seed.", min=0, max=2**32 - 1)
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="In place of the configuration's number.", min=1)
     ] = None,

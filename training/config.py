@@ -38,7 +38,7 @@ class Run(Strict):
     """What all runs have."""
 
     dataset: Literal["ucm"] = "ucm"
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**32, description="what numpy takes")
     image_size: int = Field(default=224, ge=32, multiple_of=32)
     fit: FitConfig
 
@@ -109,7 +109,7 @@ def read_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path}: no such configuration file")
     try:
         return _ADAPTER.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     except ValidationError as error:
         problems = "; ".join(

@@ -22,6 +22,7 @@ from training.tasks.base import Measurement, Task
 
 LOG = "log"
 LAST = Path(run.CHECKPOINTS) / "last.ckpt"
+BEST = Path(run.CHECKPOINTS) / "best.ckpt"
 
 
 def make_task(config: RunConfig, data: Path, weights: str | None) -> Task:
@@ -102,6 +103,8 @@ def train(
     _prepare_folder(config, made_of, out, resume)
     L.seed_everything(config.seed, verbose=False)
     task = make_task(config, data, weights)
+    if len(task.training_set()) < config.fit.batch_size:
+        raise ConfigError(f"fit.batch_size: {config.fit.batch_size}, more than there are tiles")
     if not resume:
         write_config(config, out / run.CONFIG)
         run.write_json(out / run.PROVENANCE, made_of)
@@ -135,7 +138,7 @@ def train(
     trainer.fit(task, ckpt_path=str(out / LAST) if resume else None, weights_only=True)
     _write_history(out)
 
-    best = torch.load(best_of.best_model_path, map_location="cpu", weights_only=True)
+    best = torch.load(out / BEST, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
     run.save_checkpoint(task.network, config, out / run.CHECKPOINT)
     measurement = evaluate(out, data, "test", weights)
@@ -148,11 +151,13 @@ def _prepare_folder(config: RunConfig, made_of: dict[str, Any], out: Path, resum
     if not resume:
         if (out / run.CONFIG).exists():
             raise RunError(f"--out {out}: holds a run already; --resume goes on with it")
+        if out.exists() and not out.is_dir():
+            raise RunError(f"--out {out}: not a folder")
         out.mkdir(parents=True, exist_ok=True)
         return
     if not (out / LAST).is_file():
         raise RunError(f"--resume: {out} holds no checkpoint to go on from")
-    if (out / run.CHECKPOINT).exists():
+    if (out / run.METRICS).exists():
         raise RunError(f"--resume: {out} is finished")
     started, began_with = run.read_run(out)
     if started != config:
@@ -180,6 +185,8 @@ def _write_history(out: Path) -> None:
                 row.update(
                     {name: value for name, value in line.items() if value and name != "epoch"}
                 )
+    if not rows:
+        return  # written before the run was interrupted
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     with written_whole(out / run.HISTORY) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)

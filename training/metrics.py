@@ -94,6 +94,7 @@ def caption_metrics(
     hypotheses: Mapping[str, str],
     train_sentences: Iterable[str] | None = None,
     tokenizer: TokenizerName | None = None,
+    meteor: bool = True,
 ) -> dict[str, float]:
     """The caption figures of pycocoevalcap over the tiles of `references`.
 
@@ -101,7 +102,7 @@ def caption_metrics(
     - `rouge_l`: mean over the tiles of the longest-common-subsequence F (beta 1.2).
     - `cider`: CIDEr-D (sigma 6); document frequencies come from `references`.
     - `meteor`: METEOR 1.5, and `sm` = (bleu_4 + meteor + rouge_l + cider) / 4. Both need Java and
-      are left out with the tokenizer "words".
+      are left out with the tokenizer "words", and where `meteor` is not wanted: it is slow.
     - `distinct`: how many different sentences the hypotheses are.
     - `verbatim_train`: share of the hypotheses that are a sentence of `train_sentences` word by
       word; left out without them.
@@ -121,7 +122,7 @@ def caption_metrics(
     # One order for both: the scorers walk the references' keys.
     spoken = tokenize({stem: [hypotheses[stem]] for stem in references}, name)
     values = _overlap(expected, spoken)
-    if name == "ptb":
+    if name == "ptb" and meteor:
         values["meteor"] = _meteor_score(expected, spoken)
         values["sm"] = sum(values[key] for key in ("bleu_4", "meteor", "rouge_l", "cider")) / 4
     return values | _variety(list(hypotheses.values()), train_sentences)

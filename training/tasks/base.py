@@ -93,6 +93,9 @@ class Task(L.LightningModule, ABC):
             examples,
             batch_size=self.config.fit.batch_size,
             sampler=EpochOrder(self, len(examples)),  # type: ignore[arg-type]
+            # A loader draws a seed for its workers whenever it is opened, which is twice an epoch
+            # and once in a resumed one: not from the generator that dropout uses.
+            generator=torch.Generator(),
             drop_last=True,
         )
 

@@ -136,7 +136,9 @@ class JttsTask(Task):
         )
         loss = spoken + tagged + contrast
         self.log_dict(
-            {"train_loss": loss, "train_words": spoken, "train_attributes": tagged}, prog_bar=True
+            {"train_loss": loss, "train_words": spoken, "train_attributes": tagged},
+            on_step=False,
+            on_epoch=True,
         )
         return loss
 
@@ -145,7 +147,9 @@ class JttsTask(Task):
         tokens = predict(self.network, self.val_part.tiles, beams=1)
         spoken = sentences_of(tokens, self._card)
         values = metrics.caption_metrics(
-            self.val_part.captions, dict(zip(self.val_part.stems, spoken, strict=True))
+            self.val_part.captions,
+            dict(zip(self.val_part.stems, spoken, strict=True)),
+            meteor=False,
         )
         return {name: values[name] for name in ("cider", "bleu_4", "rouge_l")}
 

@@ -94,7 +94,7 @@ class SignaTask(Task):
         """Binary cross-entropy, the mean over tiles and labels."""
         tiles, truth = batch
         loss: Tensor = self.loss(self.network(tiles), truth)
-        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True)
         return loss
 
     def validate(self) -> dict[str, float]:

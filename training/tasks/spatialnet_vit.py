@@ -256,8 +256,10 @@ class SpatialNetVitTask(Task):
             (getattr(weights, name) * loss for name, loss in losses.items()),
             start=torch.zeros((), device=tiles.device),
         )
-        self.log("train_loss", total, prog_bar=True)
-        self.log_dict({f"train_{name}": loss for name, loss in losses.items()})
+        self.log("train_loss", total, prog_bar=True, on_step=False, on_epoch=True)
+        self.log_dict(
+            {f"train_{name}": loss for name, loss in losses.items()}, on_step=False, on_epoch=True
+        )
         return total
 
     def validate(self) -> dict[str, float]:
