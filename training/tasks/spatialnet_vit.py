@@ -36,6 +36,7 @@ from training.tasks.jtts import sentence_ids
 QUESTION_SPECIALS = ("<pad>", "<unk>")
 CAPTION_SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DRAWS = 4
+KIND_WEIGHTS = {"presence": 3.0, "theme": 1.0, "count": 1.5, "location": 1.5}
 NO_ANSWER = -100  # what torch's cross-entropy passes over
 
 
@@ -145,7 +146,7 @@ class _TrainingTiles(Dataset[_Example]):
         asked = [q for q in task.asked[index] if not (moved and q.kind == "location")]
         drawn = [
             asked[i]
-            for i in rng.choice(len(asked), size=task.config.questions_per_tile, replace=True)
+            for i in rng.choice(len(asked), size=task.config.questions_per_tile, p=_chances(asked))
         ]
         captions = task.caption_ids[index]
         return (
@@ -269,6 +270,17 @@ class SpatialNetVitTask(Task):
         scores, _ = answer(self.network, memory, self.val_part.stems, self.val_part.questions, head)
         values = measure_answers(self.val_part.questions, scores, self._card)
         return {**values, "land_use": land_use_accuracy(self.val_part.stems, land_use)}
+
+
+def _chances(asked: Sequence[_Asked]) -> NDArray[np.float64]:
+    """How likely each question is drawn: the kinds by `KIND_WEIGHTS`, alike within a kind.
+
+    Drawn alike, one question in thirty would be about a number or a place, and "How many ...?"
+    would learn to be answered with yes.
+    """
+    kinds = [question.kind for question in asked]
+    weights = np.array([KIND_WEIGHTS[kind] / kinds.count(kind) for kind in kinds])
+    return weights / weights.sum()
 
 
 def _phrasings(question: Question) -> list[str]:
