@@ -293,7 +293,7 @@ def random_scene(network: Jtts, count: int) -> Scene:
 
 
 def reference_beam_search(network: Jtts, scene: Scene, width: int) -> list[tuple[list[int], float]]:
-    """The `width` best sentences of a scene of one tile with their scores, in plain Python."""
+    """The sentences of a scene of one tile with their scores, best mean first, in plain Python."""
     allowed = [EOS, *range(UNK + 1, WORDS)]
     hypotheses = [([], 0.0, network.decoder.start(scene))]
     for _ in range(network.config.max_length):
@@ -307,7 +307,8 @@ def reference_beam_search(network: Jtts, scene: Scene, width: int) -> list[tuple
             log_probs = logits[0].log_softmax(dim=0).tolist()
             candidates += [([*said, w], score + log_probs[w], after) for w in allowed]
         hypotheses = sorted(candidates, key=lambda candidate: -candidate[1])[:width]
-    return [(said, score) for said, score, _ in hypotheses]
+    ranked = sorted(hypotheses, key=lambda found: -found[1] / len(found[0]))
+    return [(said, score) for said, score, _ in ranked]
 
 
 def part(scene: Scene, row: int) -> Scene:
