@@ -63,8 +63,8 @@ def main() -> None:
         axis.text(
             0, -0.04, describe(given.url, tile), transform=axis.transAxes, va="top", fontsize=8.5
         )
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.97, bottom=0.36, wspace=0.06)
-    figure.savefig(given.out, dpi=110)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.36, wspace=0.06)
+    figure.savefig(given.out, dpi=90)
 
 
 if __name__ == "__main__":
