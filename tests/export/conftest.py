@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(line))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def own_tokens() -> Iterator[None]:
     """Captions are measured as on a machine without Java, which takes minutes to start so often."""
     with pytest.MonkeyPatch.context() as patch:
@@ -38,13 +38,13 @@ def own_tokens() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature data folder."""
     return miniature.draw(tmp_path_factory.mktemp("ucm"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of each model, in a folder of its name."""
     folder = tmp_path_factory.mktemp("runs")
@@ -53,7 +53,7 @@ def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def repository(runs: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs exported once; changed by no test."""
     from export.bundle import export_run
