@@ -12,7 +12,7 @@ from export.part import Part, Plan, Proof
 from tilesight.manifest import LabelsHead
 from training.config import SignaRun
 from training.tasks import signa
-from training.tasks.base import EVALUATION_BATCH
+from training.tasks.base import EVALUATION_BATCH, batches
 
 NAME = "signa"
 
@@ -37,12 +37,7 @@ def plan(run: Path, config: SignaRun, data: Path) -> Plan:
     def prove(files: dict[str, Path]) -> dict[str, Proof]:
         outputs = Session(files[NAME]).run_in_batches(EVALUATION_BATCH, tiles=examples.tiles)
         with torch.no_grad():
-            evidence = np.concatenate(
-                [
-                    graph(torch.from_numpy(examples.tiles[start : start + EVALUATION_BATCH]))[1]
-                    for start in range(0, len(examples.tiles), EVALUATION_BATCH)
-                ]
-            )
+            evidence = np.concatenate([graph(tiles)[1] for tiles in batches(examples.tiles)])
         found = outputs["scores"]
         return {
             NAME: Proof(
@@ -51,8 +46,8 @@ def plan(run: Path, config: SignaRun, data: Path) -> Plan:
                     "evidence": difference(evidence, outputs["evidence"], examples.stems),
                 },
                 decisions={"labels": decision(expected >= 0.5, found >= 0.5)},
-                torch_metrics=signa.measure(examples, expected, data).values,
-                onnx_metrics=signa.measure(examples, found, data).values,
+                torch_metrics=signa.figures(examples, expected),
+                onnx_metrics=signa.figures(examples, found),
             )
         }
 

@@ -60,7 +60,7 @@ def plan(run: Path, config: SpatialNetVitRun, data: Path) -> Plan:
     def prove(files: dict[str, Path]) -> dict[str, Proof]:
         encoded = Session(files[ENCODER]).run_in_batches(EVALUATION_BATCH, tiles=examples.tiles)
         # The head is fed by the written encoder, as it is in service.
-        found = _answers(Session(files[HEAD]), encoded["memory"], rows, ids)
+        found = ask(Session(files[HEAD]), encoded["memory"], rows, ids)
         names = [f"{question.stem}: {question.text}" for question in asked]
 
         def land_use_of(scores: NDArray[Any]) -> dict[str, float]:
@@ -90,7 +90,7 @@ def plan(run: Path, config: SpatialNetVitRun, data: Path) -> Plan:
     return Plan(parts, len(examples.stems), prove)
 
 
-def _answers(
+def ask(
     session: Session, memory: NDArray[Any], rows: NDArray[np.int64], ids: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
     """The head's outputs; memory is repeated a batch at a time, as all at once would not fit."""

@@ -67,9 +67,11 @@ class _Gateway(FastAPI):
     """A FastAPI app whose OpenAPI document knows the problem document."""
 
     def openapi(self) -> dict[str, Any]:
-        schema = super().openapi()
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        return schema
+        # Each request's parameters are checked against the document, so it is made once.
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return super().openapi()
 
 
 @asynccontextmanager

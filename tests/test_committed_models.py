@@ -8,11 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from export.onnx_file import Session, tensor_specs
+from export.spatialnet_vit import ask
 from export.triton_config import config_text
-from serving.app import create_app
 from serving.settings import Settings
 from tests import miniature
 from tests.conftest import ROOT
+from tests.serving.gateway import started
 from tilesight import manifest as manifests
 from tilesight.manifest import AnswerHead, CaptionHead, LabelsHead, Manifest
 from tilesight.questions import sentence
@@ -36,9 +37,7 @@ def read(model: str) -> tuple[Manifest, Session]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(model_repository=REPOSITORY))) as client:
-        while client.get("/readyz").status_code == 503:
-            pass
+    with started(Settings(model_repository=REPOSITORY)) as client:
         yield client
 
 
@@ -112,12 +111,7 @@ def test_answers_are_as_good_as_the_manifest_says(ucm_real: Path) -> None:
     part = spatialnet_vit.read_part(ucm_real, "test", SIZE, manifest.metrics.seed)
     memory = encoder.run_in_batches(BATCH, tiles=part.tiles)["memory"]
     rows, ids = spatialnet_vit.question_rows(part.stems, part.questions, head)
-    chosen = np.concatenate(
-        [
-            session.run(memory=memory[rows[at : at + 64]], question=ids[at : at + 64])["answers"]
-            for at in range(0, len(ids), 64)
-        ]
-    ).argmax(axis=1)
+    chosen = ask(session, memory, rows, ids)["answers"].argmax(axis=1)
     values = metrics.answer_metrics(
         [question.kind for question in part.questions],
         [question.answer for question in part.questions],

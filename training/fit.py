@@ -100,7 +100,7 @@ def train(
     if not data.is_dir():
         raise DataError(f"--data {data}: no such folder")
     made_of = run.provenance(config, data, weights)
-    _prepare_folder(config, made_of, out, resume)
+    _check_folder(config, made_of, out, resume)
     L.seed_everything(config.seed, verbose=False)
     task = make_task(config, data, weights)
     if len(task.training_set()) < config.fit.batch_size:
@@ -146,14 +146,13 @@ def train(
     return measurement
 
 
-def _prepare_folder(config: RunConfig, made_of: dict[str, Any], out: Path, resume: bool) -> None:
-    """Makes the folder of a new run, or checks that the one to resume is the same run."""
+def _check_folder(config: RunConfig, made_of: dict[str, Any], out: Path, resume: bool) -> None:
+    """Checks that a new run has its folder to itself, or that the one to resume is the same run."""
     if not resume:
         if (out / run.CONFIG).exists():
             raise RunError(f"--out {out}: holds a run already; --resume goes on with it")
         if out.exists() and not out.is_dir():
             raise RunError(f"--out {out}: not a folder")
-        out.mkdir(parents=True, exist_ok=True)
         return
     if not (out / LAST).is_file():
         raise RunError(f"--resume: {out} holds no checkpoint to go on from")

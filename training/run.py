@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tilesight.errors import RunError, WeightsError
+from tilesight.errors import DataError, RunError, WeightsError
 from tilesight.files import sha256, write_text, written_whole
 from training.config import RunConfig, read_config
 from training.datasets.splits import split_sha256
@@ -68,7 +68,15 @@ def commit() -> str:
 
 
 def provenance(config: RunConfig, data: Path, weights: str | None) -> dict[str, Any]:
-    """What the run is made of, as hashes and versions."""
+    """What the run is made of, as hashes and versions.
+
+    Raises:
+        DataError: an annotation file is missing.
+    """
+    annotations = {name: data / name for name in ANNOTATIONS[config.model]}
+    for path in annotations.values():
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
     split = SPLITS[config.model]
     base = sha256(Path(weights)) if weights is not None and Path(weights).is_file() else None
     return {
@@ -77,7 +85,7 @@ def provenance(config: RunConfig, data: Path, weights: str | None) -> dict[str, 
         "seed": config.seed,
         "split": split,
         "split_sha256": {part: split_sha256(split, part) for part in ("train", "val", "test")},
-        "data_sha256": {name: sha256(data / name) for name in ANNOTATIONS[config.model]},
+        "data_sha256": {name: sha256(path) for name, path in annotations.items()},
         "weights": Path(weights).name if weights is not None else None,
         "weights_sha256": base,
         "python": platform.python_version(),
@@ -89,13 +97,24 @@ def provenance(config: RunConfig, data: Path, weights: str | None) -> dict[str, 
 
 
 def rounded(state: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """The weights as the checkpoint stores them; whole numbers stay as they are."""
+    """The weights as the checkpoint stores them; whole numbers stay as they are.
+
+    Raises:
+        WeightsError: a value is too large for float16.
+    """
     if precision == "float32":
         return {name: tensor.contiguous() for name, tensor in state.items()}
-    return {
+    halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
     }
+    for name, tensor in halves.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(
+                f"{name}: holds a value beyond float16's 65504; set "
+                "fit.checkpoint_precision: float32"
+            )
+    return halves
 
 
 def save_checkpoint(network: nn.Module, config: RunConfig, path: Path) -> None:

@@ -1,14 +1,13 @@
 """What only a real server behind a real socket can show: bodies that are large, slow or endless."""
 
 import socket
-import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
 
-from tests.serving.gateway import served, settings_for, tile
+from tests.serving.gateway import served, settings_for, tile, wait_for
 
 MIB = 1 << 20
 HEAD = b"POST /labels HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -115,10 +114,7 @@ def test_a_client_that_leaves_is_forgotten(shared_repository: Path) -> None:
         with socket.create_connection(address, 10) as connection:
             connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\nonly this")
         # The one place is free again long before the body's time is up.
-        deadline = time.monotonic() + 10
-        while not alive(address):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: alive(address), 10)
 
 
 def test_a_connection_is_usable_after_a_refusal(address: tuple[str, int]) -> None:

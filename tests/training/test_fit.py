@@ -458,3 +458,21 @@ def test_main_exits_with_the_status_of_its_command(
         main()
     assert left.value.code == 2
     assert "tilesight evaluate: " in capsys.readouterr().err
+
+
+def test_a_weight_beyond_float16_is_named_and_not_rounded_to_infinity() -> None:
+    state = {"small": torch.ones(2), "variance": torch.tensor([1e5])}
+    with pytest.raises(WeightsError, match=r"variance: .*65504.*checkpoint_precision"):
+        run.rounded(state, "float16")
+    assert run.rounded(state, "float32")["variance"] == 1e5
+
+
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_a_data_folder_without_annotations_is_named_and_leaves_nothing(
+    model: ModelName, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    first = run.ANNOTATIONS[model][0]
+    with pytest.raises(DataError, match=rf"{first}: no such file"):
+        train_on(tmp_path / "data", tiny_config(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

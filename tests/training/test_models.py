@@ -15,17 +15,7 @@ from training.config import MODEL_NAMES, ModelName
 from training.fit import make_task
 from training.losses import dynamic_contrast_loss
 from training.models.backbone import STAGE_CHANNELS, STAGES, Backbone, Stage, load_base_weights
-from training.models.jtts import (
-    BOS,
-    EOS,
-    PAD,
-    UNK,
-    BeamSearch,
-    Jtts,
-    JttsConfig,
-    Scene,
-    sample_attributes,
-)
+from training.models.jtts import BeamSearch, Jtts, JttsConfig, Scene, sample_attributes
 from training.models.signa import ChannelHead, LabelBranch, Signa, SignaConfig, label_graph
 from training.models.spatialnet_vit import (
     HybridPatches,
@@ -34,6 +24,7 @@ from training.models.spatialnet_vit import (
     SpatialNetVitConfig,
     TileEncoder,
 )
+from training.sentences import BOS, EOS, PAD, UNK
 from training.tasks.base import Task
 
 SIDE = 64

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from tilesight.manifest import Strict
 from training.models.backbone import Backbone, Normalization, Normalize
+from training.sentences import BOS, EOS, PAD, UNK
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
 # Stands for log 0 while beams are compared: adding to it cannot give NaN, as -inf can.
 _NEVER = -1e9
 

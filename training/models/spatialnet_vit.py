@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from tilesight.manifest import Strict
 from training.models.backbone import Backbone, Normalization, Normalize
-
-PAD, BOS, EOS = 0, 1, 2
+from training.sentences import BOS, PAD
 
 
 class SpatialNetVitConfig(Strict):

@@ -12,20 +12,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tilesight.manifest import Strict
-from tilesight.questions import encode, sentence, vocabulary_of
+from tilesight.questions import sentence, vocabulary_of
 from training import augment, floors, metrics, run
 from training.config import JttsRun
 from training.datasets.captions import attribute_matrix, read_attributes, read_captions
 from training.datasets.ucm import part_stems, read_tiles
 from training.losses import dynamic_contrast_loss
 from training.models.backbone import Backbone, Normalize, load_base_weights
-from training.models.jtts import BOS, EOS, PAD, UNK, BeamSearch, Jtts
+from training.models.jtts import BeamSearch, Jtts
+from training.sentences import EOS, PAD, SPECIALS, sentence_ids
 from training.tasks.base import Measurement, Task, batches
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DEFAULT_BEAMS = 3
-assert SPECIALS.index("<pad>") == PAD and SPECIALS.index("<bos>") == BOS
-assert SPECIALS.index("<eos>") == EOS and SPECIALS.index("<unk>") == UNK
 
 
 class JttsCard(Strict):
@@ -49,12 +47,6 @@ def read_part(data: Path, part: str, size: int) -> JttsPart:
     stems = part_stems(data, "ucm_captions", part)
     captions = read_captions(data)
     return JttsPart(stems, read_tiles(data, stems, size), {stem: captions[stem] for stem in stems})
-
-
-def sentence_ids(text: str, vocabulary: Sequence[str], length: int) -> NDArray[np.int64]:
-    """(length,) token ids of the sentence with its end, padded, cut where it is longer."""
-    ids = [*encode(text, vocabulary, UNK)[: length - 1], EOS]
-    return np.array(ids + [PAD] * (length - len(ids)), dtype=np.int64)
 
 
 def build(card: JttsCard, config: JttsRun) -> Jtts:

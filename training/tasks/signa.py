@@ -100,7 +100,7 @@ class SignaTask(Task):
     def validate(self) -> dict[str, float]:
         """Figures of the validation split at threshold 0.5."""
         scores = predict(self.network, self.val_part.tiles)
-        values = metrics.label_metrics(self.val_part.truth, scores, _half(scores))
+        values = figures(self.val_part, scores)
         return {name: values[name] for name in ("f1_samples", "f1_micro", "f1_macro", "map")}
 
 
@@ -129,8 +129,10 @@ def evaluate(folder: Path, config: SignaRun, data: Path, part: str) -> Measureme
     return measure(examples, predict(network, examples.tiles), data)
 
 
-def _half(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.full(scores.shape[1], 0.5, dtype=np.float32)
+def figures(part: SignaPart, scores: NDArray[np.float32]) -> dict[str, float]:
+    """The label metrics of the scores at threshold 0.5."""
+    half = np.full(scores.shape[1], 0.5, dtype=np.float32)
+    return metrics.label_metrics(part.truth, scores, half)
 
 
 def measure(part: SignaPart, scores: NDArray[np.float32], data: Path) -> Measurement:
@@ -139,7 +141,7 @@ def measure(part: SignaPart, scores: NDArray[np.float32], data: Path) -> Measure
     train_truth = read_labels(data).matrix(train)
     return Measurement(
         tiles=len(part.stems),
-        values=metrics.label_metrics(part.truth, scores, _half(scores)),
+        values=figures(part, scores),
         floors=floors.label_floors(
             train_truth,
             part.truth,

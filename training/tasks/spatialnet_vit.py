@@ -29,12 +29,11 @@ from training.datasets.questions import (
 )
 from training.datasets.ucm import SCENES, part_stems, read_labels, read_tiles, scene_of
 from training.models.backbone import load_base_weights
-from training.models.spatialnet_vit import BOS, EOS, PAD, HybridPatches, SpatialNetVit
+from training.models.spatialnet_vit import HybridPatches, SpatialNetVit
+from training.sentences import BOS, EOS, PAD, SPECIALS, sentence_ids
 from training.tasks.base import Measurement, Task, batches
-from training.tasks.jtts import sentence_ids
 
 QUESTION_SPECIALS = ("<pad>", "<unk>")
-CAPTION_SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DRAWS = 4
 KIND_WEIGHTS = {"presence": 3.0, "theme": 1.0, "count": 1.5, "location": 1.5}
 NO_ANSWER = -100  # what torch's cross-entropy passes over
@@ -191,7 +190,7 @@ class SpatialNetVitTask(Task):
             answers=answers,
             answer_types=[answer_type(answer) for answer in answers],
             scenes=list(SCENES.values()),
-            caption_vocabulary=vocabulary_of(said, CAPTION_SPECIALS, 6),
+            caption_vocabulary=vocabulary_of(said, SPECIALS, 6),
         )
 
     def _prepare_examples(self) -> None:
