@@ -21,6 +21,7 @@ from export.onnx_file import (
     IR_VERSION,
     MINIMUM_ONNXRUNTIME,
     OPSET,
+    Session,
     tensor_specs,
     write_onnx,
 )
@@ -28,12 +29,14 @@ from export.part import Part, Plan, Proof
 from export.triton_config import config_text
 from tilesight.errors import DataError, ExportError, RunError
 from tilesight.files import sha256, write_text
+from tilesight.golden import TOLERANCES, golden_inputs, record
 from tilesight.imaging import golden_sha256
 from tilesight.manifest import (
     CERTIFICATE_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
     AnswerHead,
+    Golden,
     Graph,
     InputSpec,
     Lineage,
@@ -215,8 +218,11 @@ def _describe(
             ir_version=IR_VERSION,
             minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
         ),
+        golden=Golden(outputs={}, tolerance=TOLERANCES[precision]),
         files={name: sha256(folder / name) for name in (MODEL_NAME, CERTIFICATE_NAME)},
     )
+    answered = Session(folder / MODEL_NAME).run(**golden_inputs(manifest))
+    manifest = manifest.model_copy(update={"golden": record(manifest, answered)})
     write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     if read(folder) != manifest:
         raise ExportError(f"{part.name}: the manifest does not read back as it was written")

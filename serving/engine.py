@@ -22,6 +22,7 @@ from serving.runtime import Runtime, Tensor
 from serving.settings import Settings
 from tilesight import imaging
 from tilesight.errors import BundleError, TilesightError
+from tilesight.golden import disagreement, golden_inputs
 
 log = logging.getLogger("tilesight.engine")
 
@@ -189,29 +190,22 @@ class Engine:
         )
 
     async def _canary(self, bundle: Bundle[Any]) -> None:
-        """Refuses a model that loads and then cannot answer."""
-        inputs = {spec.name: _canary_tensor(bundle, spec.name, spec.dtype, spec.shape)
-                  for spec in bundle.manifest.inputs}  # fmt: skip
+        """Refuses a model that loads and then does not answer as its exporter saw it answer."""
+        outputs = [spec.name for spec in bundle.manifest.outputs]
         try:
-            await self.infer(bundle, inputs, [spec.name for spec in bundle.manifest.outputs])
+            found = await self.infer(bundle, golden_inputs(bundle.manifest), outputs)
         # ONNX Runtime raises its own classes, all of them straight from Exception.
         except Exception as error:
             raise BundleError(
                 f"{bundle.graph}: does not answer the golden tile: {error}"
             ) from error
+        if problem := disagreement(bundle.manifest.golden, found):
+            raise BundleError(f"{bundle.graph}: answers the golden tile otherwise: {problem}")
 
 
 def stack(tiles: Sequence[PreparedTile]) -> NDArray[np.uint8]:
     """The tiles as one batch, (N, height, width, 3)."""
     return np.stack([tile.pixels for tile in tiles])
-
-
-def _canary_tensor(bundle: Bundle[Any], name: str, dtype: str, shape: Sequence[int]) -> Tensor:
-    """The golden tile where the model reads a tile, ones elsewhere; a batch of one."""
-    tile = bundle.manifest.input
-    if tile is not None and name == tile.name:
-        return imaging.prepare(imaging.golden_image(), tile.height, tile.width)[None]
-    return np.ones([1, *shape[1:]], dtype=dtype)
 
 
 def _or_raise(tile: PreparedTile | TilesightError, index: int, count: int) -> PreparedTile:

@@ -42,13 +42,13 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 # Where a manifest has records of known fields; "" is the manifest itself.
-RECORDS = ["", "input", "inputs.0", "outputs.0", "head", "metrics", "lineage", "graph"]
+RECORDS = ["", "input", "inputs.0", "outputs.0", "head", "metrics", "lineage", "graph", "golden"]
 
 
 def fields(task: str = "labels") -> dict[str, Any]:
     """A complete manifest as plain JSON values."""
     return {
-        "format_version": 1,
+        "format_version": 2,
         "name": "signa",
         "version": 1,
         "title": "Land-cover labels",
@@ -83,6 +83,7 @@ def fields(task: str = "labels") -> dict[str, Any]:
             "ir_version": 10,
             "minimum_onnxruntime": "1.20",
         },
+        "golden": {"outputs": {"scores": [0.5, 0.25]}, "tolerance": 1e-3},
         "files": {"model.onnx": hashlib.sha256(GRAPH_BYTES).hexdigest()},
     }
 
@@ -230,12 +231,12 @@ class TestManifest:
         with pytest.raises(ManifestError, match=rf"here: {re.escape(path)}\b"):
             read_text(whole)
 
-    @pytest.mark.parametrize("version", [0, 2, 99, "1", None])
+    @pytest.mark.parametrize("version", [0, 1, 99, "1", None])
     def test_another_format_version_is_refused_before_its_fields(self, version: object) -> None:
-        with pytest.raises(ManifestError, match=f"format_version is {version!r}, .* reads 1"):
+        with pytest.raises(ManifestError, match=f"format_version is {version!r}, .* reads 2"):
             manifest.parse(json.dumps({"format_version": version, "surplus": 1}), "here")
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '{"format_version": 1'])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '{"format_version": 2'])
     def test_what_is_no_json_object_is_refused(self, text: str) -> None:
         with pytest.raises(ManifestError, match="here: not a JSON object"):
             manifest.parse(text, "here")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tilesight.errors import BundleError, ManifestError
 from tilesight.files import sha256
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 MANIFEST_NAME = "manifest.json"
 CERTIFICATE_NAME = "certificate.json"
 MODEL_NAME = "model.onnx"
@@ -157,10 +157,17 @@ class Graph(Strict):
     minimum_onnxruntime: str
 
 
+class Golden(Strict):
+    """What the model answers to the golden tile: floats in the order of the flattened tensors."""
+
+    outputs: dict[str, list[float]]
+    tolerance: float = Field(gt=0, description="the largest absolute difference that passes")
+
+
 class Manifest(Strict):
     """All that a reader must know of a model version."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     version: int = Field(gt=0)
     title: str
@@ -171,6 +178,7 @@ class Manifest(Strict):
     metrics: Metrics
     lineage: Lineage
     graph: Graph
+    golden: Golden = Field(description="what a runtime has to answer before it is trusted")
     files: dict[str, Sha256] = Field(description="SHA-256 of every other file of the version")
 
     @property
@@ -190,8 +198,11 @@ def parse(text: str, source: str) -> Manifest:
     except (json.JSONDecodeError, AttributeError) as error:
         raise ManifestError(f"{source}: not a JSON object: {error}") from None
     if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "a later Tilesight reads it" if newer else "export the model again"
         raise ManifestError(
-            f"{source}: format_version is {version!r}, this version reads {FORMAT_VERSION}"
+            f"{source}: format_version is {version!r}, this version reads {FORMAT_VERSION}; "
+            f"{remedy}"
         )
     try:
         return Manifest.model_validate_json(text)

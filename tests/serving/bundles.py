@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tilesight.files import sha256
+from tilesight.golden import golden_inputs, record
 from tilesight.imaging import golden_sha256
 from tilesight.manifest import (
     AnswerHead,
     CaptionHead,
     EncodingHead,
+    Golden,
     Graph,
     InputSpec,
     LabelsHead,
@@ -242,10 +245,21 @@ def write_bundle(root: Path, name: str, version: int = 1) -> Path:
             base_weights_sha256=None,
         ),
         graph=Graph(precision="float32", opset=20, ir_version=10, minimum_onnxruntime="1.20.0"),
+        golden=Golden(outputs={}, tolerance=1e-3),
         files={"model.onnx": sha256(folder / "model.onnx")},
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    record_golden(folder)
     return folder
+
+
+def record_golden(folder: Path) -> None:
+    """Asks the graph about the golden tile and notes the answer in its manifest."""
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text(encoding="utf-8"))
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in manifest.outputs]
+    outputs = dict(zip(names, session.run(names, golden_inputs(manifest)), strict=True))
+    edit_manifest(folder, "golden", value=record(manifest, outputs).model_dump())
 
 
 def write_repository(root: Path) -> Path:
