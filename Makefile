@@ -1,19 +1,26 @@
 # make serve   set up what the gateway needs and start it (HOST and PORT change 127.0.0.1:8000)
 # make test    set up everything, check the code, run the tests
+# make triton  install the real Triton in an environment of its own, which "make test" tries too
 # make check   formatting, lint, types, directions of imports
 # make format  rewrite the code in the house's format
 
 VENV := .venv
 BIN := $(VENV)/bin
+TRITON := $(or $(TILESIGHT_TRITON_HOME),$(VENV)-triton)
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 
-.PHONY: serve test check format
+.PHONY: serve test triton check format
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/tilesight serve $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
 
+# Triton's wheel is for Linux on x86-64, and a machine without a network has none at all.
 test: check
+	@$(MAKE) --no-print-directory triton || \
+	    echo "NOTICE: Triton could not be installed: the tests that need it skip" >&2
 	$(BIN)/pytest
+
+triton: $(TRITON)/.made
 
 check: $(VENV)/.all
 	$(BIN)/ruff format --check .
@@ -33,6 +40,10 @@ $(VENV)/.serve: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.all: $(VENV)/.made pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[train,export,serve,geo,ray,load,dev]'
 	@touch $(VENV)/.serve $@
+
+$(TRITON)/.made: tilesight/triton/requirements.txt | $(VENV)/.all
+	TILESIGHT_TRITON_HOME='$(abspath $(TRITON))' $(BIN)/tilesight triton --install
+	@touch $@
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

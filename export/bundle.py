@@ -1,36 +1,30 @@
 """From a run folder to model versions that a gateway can trust.
 
-All files are written beside the repository's models, compared with torch, and renamed into place
+All files are written beside the repository's models, held against torch, and renamed into place
 together; an export that fails leaves the repository as it was.
 """
 
+import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import onnxruntime
-import torch
-
-from export.certificate import Certificate
-from export.onnx_file import (
-    IR_VERSION,
-    MINIMUM_ONNXRUNTIME,
-    OPSET,
-    Session,
-    tensor_specs,
-    write_onnx,
-)
-from export.part import Part, Plan, Proof
-from export.triton_config import config_text
+from export.certificate import Certificate, Form
+from export.forms import Forms, Options, Say, write_forms
+from export.onnx_file import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET, Session, tensor_specs
+from export.part import Part, Plan
+from export.report import write_report
+from export.speed import machine
+from export.triton_form import examine_on_triton
+from tilesight import imaging
 from tilesight.errors import DataError, ExportError, RunError
 from tilesight.files import sha256, write_text
 from tilesight.golden import TOLERANCES, golden_inputs, record
-from tilesight.imaging import golden_sha256
 from tilesight.manifest import (
     CERTIFICATE_NAME,
     MANIFEST_NAME,
@@ -44,62 +38,74 @@ from tilesight.manifest import (
     Metrics,
     read,
 )
+from tilesight.repository import Repository
 from training.config import RunConfig
 from training.datasets.splits import split_sha256
+from training.datasets.ucm import tile_path
 from training.run import CHECKPOINT, CONFIG, METRICS, read_run
 
-CONFIG_PBTXT = "config.pbtxt"
 # UC Merced's ground sampling distance: one foot.
 GSD_M = (0.3, 0.3)
 BANDS = ["red", "green", "blue"]
+_SOFTWARE = ("torch", "onnx", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run that is exported, and the data that proves it."""
+
+    run: Path
+    data: Path
+    config: RunConfig
+    provenance: dict[str, Any]
+    measured: dict[str, Any]
 
 
 def export_run(
-    run: Path, repository: Path, data: Path, say: Callable[[str], None] = lambda _line: None
+    run: Path,
+    repository: Path,
+    data: Path,
+    options: Options | None = None,
+    promote: bool = False,
+    say: Say = lambda _line: None,
 ) -> list[Path]:
     """Writes the run's graphs as the next versions of their models; returns the version folders.
+
+    A model's first version is served at once; a later one with `promote`, or when it is promoted.
 
     Raises:
         DataError: the tiles that the comparison needs are not there.
         ExportError: a graph cannot be written, or does not agree with torch.
         RunError: the run folder is incomplete.
     """
+    options = options or Options()
     if not data.is_dir():
         raise DataError(f"--data {data}: no such folder")
     config, provenance = read_run(run)
-    measured = _measured(run)
+    origin = Origin(run, data, config, provenance, _measured(run))
     _require_committed_split(provenance)
-    say(f"reading {run} and the test tiles")
-    plan = _plan(run, config, data)
-    repository.mkdir(parents=True, exist_ok=True)
-    with _staging(repository) as staging:
-        halves = {}
-        for part in plan.parts:
-            say(f"writing {part.name}")
-            folder = staging / part.name
-            folder.mkdir()
-            halves[part.name] = write_onnx(part.source, folder / MODEL_NAME)
-        say(f"comparing with torch on {plan.tiles} test tiles")
-        files = {part.name: staging / part.name / MODEL_NAME for part in plan.parts}
-        proofs = plan.prove(files)
-        for part in plan.parts:
-            certificate = _certificate(
-                files[part.name], proofs[part.name], plan, provenance, halves[part.name]
-            )
-            certificate.require_agreement(part.name)
-            version = _next_version(repository / part.name)
-            part = _paired(part, files)
-            _describe(
-                staging / part.name, part, version, certificate, config, provenance, measured, run
-            )
-        return _move_all(staging, plan.parts, repository)
+    say(f"reading {run} and the tiles")
+    plan = _plan(origin)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with _staging(repository) as staging:
+            folders = [
+                _write(part, _next_folder(staging, repository, part), plan, origin, options, say)
+                for part in plan.parts
+            ]
+            return _publish(folders, repository, promote)
+    except OSError as error:
+        raise ExportError(f"{error.filename or repository}: {error.strerror or error}") from error
 
 
 def _measured(run: Path) -> dict[str, Any]:
     path = run / METRICS
     if not path.is_file():
         raise RunError(f"{path}: missing; did the training finish?")
-    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON: {error}") from None
     return measured
 
 
@@ -113,20 +119,20 @@ def _require_committed_split(provenance: dict[str, Any]) -> None:
         )
 
 
-def _plan(run: Path, config: RunConfig, data: Path) -> Plan:
-    match config.model:
+def _plan(origin: Origin) -> Plan:
+    match origin.config.model:
         case "signa":
             from export import signa
 
-            return signa.plan(run, config, data)
+            return signa.plan(origin.run, origin.config, origin.data)
         case "jtts":
             from export import jtts
 
-            return jtts.plan(run, config, data)
+            return jtts.plan(origin.run, origin.config, origin.data)
         case "spatialnet-vit":
             from export import spatialnet_vit
 
-            return spatialnet_vit.plan(run, config, data)
+            return spatialnet_vit.plan(origin.run, origin.config, origin.data)
 
 
 @contextmanager
@@ -142,67 +148,56 @@ def _staging(repository: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _paired(part: Part, files: dict[str, Path]) -> Part:
-    """The part; a question head with the hash of the encoder that it was proved with."""
-    if not isinstance(part.head, AnswerHead):
-        return part
-    encoder = sha256(files[part.head.encoder])
-    return replace(part, head=part.head.model_copy(update={"encoder_sha256": encoder}))
+def _next_folder(staging: Path, repository: Path, part: Part) -> Path:
+    """The folder of the part's next version, laid out in staging as in the repository."""
+    version = max(Repository(repository).versions(part.name), default=0) + 1
+    folder = staging / part.name / str(version)
+    folder.mkdir(parents=True)
+    return folder
 
 
-def _next_version(model: Path) -> int:
-    versions = [int(child.name) for child in model.glob("[0-9]*") if child.name.isdecimal()]
-    return max(versions, default=0) + 1
-
-
-def _certificate(
-    file: Path, proof: Proof, plan: Plan, provenance: dict[str, Any], halves: float
-) -> Certificate:
-    return Certificate(
-        split=f"{provenance['split']} test",
-        split_sha256=provenance["split_sha256"]["test"],
-        tiles=plan.tiles,
-        torch=str(torch.__version__),
-        onnxruntime=onnxruntime.__version__,
-        float16_share=halves,
-        bytes=file.stat().st_size,
-        differences=proof.differences,
-        decisions=proof.decisions,
-        metrics={"torch": proof.torch_metrics, "onnx": proof.onnx_metrics},
-    )
-
-
-def _describe(
-    folder: Path,
-    part: Part,
-    version: int,
-    certificate: Certificate,
-    config: RunConfig,
-    provenance: dict[str, Any],
-    measured: dict[str, Any],
-    run: Path,
-) -> None:
-    """Writes certificate, manifest and config.pbtxt beside the graph, and reads them back."""
-    inputs, outputs = tensor_specs(folder / MODEL_NAME)
+def _write(
+    part: Part, folder: Path, plan: Plan, origin: Origin, options: Options, say: Say
+) -> Path:
+    """Fills the version folder; the parts after this one read the form that is served."""
+    forms = write_forms(part, folder, origin.run / CHECKPOINT, options, say)
+    part.served_by(Session(folder / MODEL_NAME))
+    manifest = _manifest(part, folder, origin, forms)
+    say(f"{part.name}: Triton")
+    triton = examine_on_triton(forms, folder, manifest, options)
+    certificate = _certificate(part, manifest, plan, origin, forms, triton, options)
     write_text(folder / CERTIFICATE_NAME, certificate.model_dump_json(indent=2) + "\n")
-    precision: Literal["float32", "float16-weights"] = (
-        "float16-weights" if certificate.float16_share > 0.5 else "float32"
+    size = origin.config.image_size
+    write_report(
+        certificate,
+        lambda stem: imaging.prepare(tile_path(origin.data, stem).read_bytes(), size, size),
+        folder,
     )
+    _write_manifest(manifest, folder)
+    return folder
+
+
+def _manifest(part: Part, folder: Path, origin: Origin, forms: Forms) -> Manifest:
+    """What the version promises; its files are listed once all of them are there."""
+    inputs, outputs = tensor_specs(folder / MODEL_NAME)
+    precision = _precision(forms)
+    provenance, measured, run = origin.provenance, origin.measured, origin.run
     manifest = Manifest(
         name=part.name,
-        version=version,
+        version=int(folder.name),
         title=part.title,
-        input=_input_spec(config) if part.reads_tile else None,
+        input=_input_spec(origin.config) if part.reads_tile else None,
         inputs=inputs,
         outputs=outputs,
-        head=part.head,
+        head=_paired(part, folder),
         metrics=Metrics(
             dataset=provenance["split"],
             split="test",
-            split_sha256=certificate.split_sha256,
+            split_sha256=provenance["split_sha256"]["test"],
             tiles=measured["tiles"],
-            seed=config.seed,
-            values=measured["values"],
+            seed=origin.config.seed,
+            # What the served form reached where the export measured it again.
+            values=measured["values"] | forms.forms[forms.served].metrics,
             floors=measured["floors"],
         ),
         lineage=Lineage(
@@ -219,14 +214,25 @@ def _describe(
             minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
         ),
         golden=Golden(outputs={}, tolerance=TOLERANCES[precision]),
-        files={name: sha256(folder / name) for name in (MODEL_NAME, CERTIFICATE_NAME)},
+        files={MODEL_NAME: sha256(folder / MODEL_NAME)},
     )
     answered = Session(folder / MODEL_NAME).run(**golden_inputs(manifest))
-    manifest = manifest.model_copy(update={"golden": record(manifest, answered)})
-    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
-    if read(folder) != manifest:
-        raise ExportError(f"{part.name}: the manifest does not read back as it was written")
-    write_text(folder / CONFIG_PBTXT, config_text(part.name, inputs, outputs))
+    return manifest.model_copy(update={"golden": record(manifest, answered)})
+
+
+def _precision(forms: Forms) -> Literal["float32", "float16-weights", "int8"]:
+    if forms.served == "int8":
+        return "int8"
+    return "float16-weights" if forms.float16_share > 0.5 else "float32"
+
+
+def _paired(part: Part, folder: Path) -> Any:  # noqa: ANN401 (one of the four heads)
+    """The part's head; a question head with the hash of the encoder that it was proved with."""
+    if not isinstance(part.head, AnswerHead):
+        return part.head
+    # Its encoder was written just before, and is the only version there.
+    (encoder,) = (folder.parent.parent / part.head.encoder).glob(f"[0-9]*/{MODEL_NAME}")
+    return part.head.model_copy(update={"encoder_sha256": sha256(encoder)})
 
 
 def _input_spec(config: RunConfig) -> InputSpec:
@@ -236,29 +242,72 @@ def _input_spec(config: RunConfig) -> InputSpec:
         width=size,
         bands=BANDS,
         gsd_m=GSD_M,
-        golden_sha256=golden_sha256(size, size),
+        golden_sha256=imaging.golden_sha256(size, size),
     )
 
 
-def _move_all(staging: Path, parts: list[Part], repository: Path) -> list[Path]:
-    """Renames the finished versions into their models' folders: all of them, or none."""
+def _certificate(
+    part: Part,
+    manifest: Manifest,
+    plan: Plan,
+    origin: Origin,
+    forms: Forms,
+    triton: Form,
+    options: Options,
+) -> Certificate:
+    return Certificate(
+        model=part.name,
+        version=manifest.version,
+        split=f"{origin.provenance['split']} test",
+        split_sha256=manifest.metrics.split_sha256,
+        tiles=plan.tiles,
+        software={name: importlib.metadata.version(name) for name in _SOFTWARE},
+        machine=machine(),
+        task_metric=part.task_metric,
+        gates=options.gates,
+        float16_share=forms.float16_share,
+        forms={**forms.forms, "triton": triton},
+        worst=forms.examiner.worst,
+    )
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes the manifest with the hash of every file, and reads it back."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    manifest = manifest.model_copy(update={"files": files})
+    write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+    if read(folder) != manifest:
+        raise ExportError(f"{manifest.name}: the manifest does not read back as it was written")
+
+
+def _publish(folders: list[Path], root: Path, promote: bool) -> list[Path]:
+    """Renames the finished versions into the repository and says which are served: all, or none."""
+    repository = Repository(root)
+    targets = {folder.parent.name: int(folder.name) for folder in folders}
+    served = {name: repository.current(name) for name in targets if repository.versions(name)}
     moved: list[Path] = []
     try:
-        for part in parts:
-            moved.append(_move(staging / part.name, repository / part.name))
-    except OSError as error:
-        for version in moved:
-            shutil.rmtree(version)
-        raise ExportError(f"{repository}: {error}") from error
+        with repository.locked():
+            for folder in folders:
+                version = root / folder.parent.name / folder.name
+                version.parent.mkdir(exist_ok=True)
+                moved.append(folder.rename(version))
+        # A model's highest version would be served where none was ever promoted.
+        repository.promote(targets if promote else {**targets, **served})
+    except BaseException:
+        _withdraw(moved, repository)
+        raise
     return moved
 
 
-def _move(folder: Path, model: Path) -> Path:
-    """Renames a finished version into the model's folder."""
-    manifest = read(folder)
-    model.mkdir(exist_ok=True)
-    version = model / str(manifest.version)
-    # The same text for every version of a model, unless its tensors changed.
-    (folder / CONFIG_PBTXT).replace(model / CONFIG_PBTXT)
-    folder.rename(version)
-    return version
+def _withdraw(moved: list[Path], repository: Repository) -> None:
+    """Takes the versions out again, and what was written on their account before it failed."""
+    for version in moved:
+        shutil.rmtree(version)
+    for name in {version.parent.name for version in moved}:
+        if repository.versions(name):
+            repository.write_configs([name])
+        else:
+            with suppress(OSError):  # what somebody else put there
+                repository.config_path(name).unlink(missing_ok=True)
+                repository.model_folder(name).rmdir()

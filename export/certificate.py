@@ -1,73 +1,141 @@
 """`certificate.json`: what was compared before a model version took its place."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
-from tilesight.errors import ExportError
+from tilesight.errors import BundleError, ExportError
 from tilesight.manifest import Strict
 
-# The largest difference of an output between torch and the written file.
+# The largest difference of an output between torch and a form of the same arithmetic.
 MAX_DIFFERENCE = 1e-3
 
+FormName = Literal["torch", "onnx", "int8", "torchscript", "triton", "batch1"]
+Verdict = Literal["reference", "served", "kept", "refused", "not run"]
 
-class Difference(Strict):
-    """How far an output of the file is from torch's, over all tiles."""
+
+class _Record(Strict):
+    # An infinite difference has to read back as what it is.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+
+class Difference(_Record):
+    """How far an output is from torch's, over all tiles."""
 
     maximum: float
     mean: float
-    limit: float
+    limit: float | None = Field(description="absent where the task metric decides instead")
     worst: str = Field(description="the tile (and question) with the largest difference")
 
 
-class Decision(Strict):
+class Decision(_Record):
     """What a user gets, compared for equality."""
 
     compared: int
     differing: int
 
 
-class Certificate(Strict):
-    """The written ONNX file against the torch network it was made from, on real tiles."""
+class Speed(_Record):
+    """Milliseconds a tile at one batch size: the median of the repeats, and half their range."""
 
-    format_version: Literal[1] = 1
+    batch: int
+    ms_per_tile: float
+    spread: float
+
+
+class Form(_Record):
+    """One written form of the model, held against torch."""
+
+    file: str | None = Field(description="its name in the version folder; absent if not kept")
+    bytes: int
+    differences: dict[str, Difference] = Field(default={})
+    decisions: dict[str, Decision] = Field(default={})
+    metrics: dict[str, float] = Field(default={})
+    speed: list[Speed] = Field(default=[])
+    verdict: Verdict
+    reasons: list[str] = Field(default=[])
+
+
+class Gates(_Record):
+    """The limits that decide what is written and what is served."""
+
+    max_difference: float = Field(
+        default=MAX_DIFFERENCE, ge=0, description="of float32 forms: any output from torch's"
+    )
+    max_metric_loss: float = Field(
+        default=0.5, ge=0, description="of int8: points (hundredths) of the task metric"
+    )
+    min_speedup: float = Field(
+        default=2.0, ge=0, description="of int8: its best throughput over the float32 graph's"
+    )
+    min_batch1_speedup: float = Field(
+        default=1.05, ge=0, description="of a graph for one tile alone: over the served one's"
+    )
+
+
+class Worst(_Record):
+    """The tile on which a form is furthest from torch."""
+
+    form: str
+    output: str
+    tile: str
+    names: list[str] = Field(description="what each value is of")
+    expected: list[float]
+    found: list[float]
+
+
+class Certificate(_Record):
+    """All forms of one model version against the torch network they were made from."""
+
+    format_version: Literal[2] = 2
+    model: str
+    version: int
     split: str
     split_sha256: str
     tiles: int
-    torch: str
-    onnxruntime: str
-    float16_share: float = Field(
-        description="share of the weights that are stored as float16, each without loss"
-    )
-    bytes: int
-    differences: dict[str, Difference]
-    decisions: dict[str, Decision]
-    metrics: dict[Literal["torch", "onnx"], dict[str, float]]
+    software: dict[str, str]
+    machine: dict[str, str | int]
+    task_metric: str
+    gates: Gates
+    float16_share: float = Field(description="share of the ONNX weights that are stored as float16")
+    forms: dict[FormName, Form]
+    worst: list[Worst]
 
-    def require_agreement(self, name: str) -> None:
-        """Passes a file that does what torch does.
 
-        Raises:
-            ExportError: an output is too far off or a decision differs; each is named.
-        """
-        problems = [
-            f"{output} differs by {found.maximum:.2e} (limit {found.limit:.0e}, {found.worst})"
-            for output, found in self.differences.items()
-            if not found.maximum <= found.limit
-        ] + [
-            f"{found.differing} of {found.compared} {what} differ"
-            for what, found in self.decisions.items()
-            if found.differing
-        ]
-        if problems:
-            raise ExportError(f"{name}: ONNX against torch: {'; '.join(problems)}")
+def read_certificate(path: Path) -> Certificate:
+    """The certificate in the file.
+
+    Raises:
+        BundleError: it is missing, or not a certificate that this version reads.
+    """
+    try:
+        return Certificate.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise BundleError(f"{path}: no certificate: {error}") from error
+
+
+def disagreements(form: Form) -> list[str]:
+    """What differs where nothing may: outputs beyond their limit, decisions not the same."""
+    return [
+        f"{output} differs by {found.maximum:.2e} (limit {found.limit:.0e}, {found.worst})"
+        for output, found in form.differences.items()
+        if found.limit is not None and not found.maximum <= found.limit
+    ] + [
+        f"{found.differing} of {found.compared} {what} differ"
+        for what, found in form.decisions.items()
+        if found.differing
+    ]
 
 
 def difference(
-    expected: NDArray[Any], found: NDArray[Any], rows: Sequence[str], limit: float = MAX_DIFFERENCE
+    expected: NDArray[Any],
+    found: NDArray[Any],
+    rows: Sequence[str],
+    limit: float | None = MAX_DIFFERENCE,
 ) -> Difference:
     """The difference of two outputs (N, ...); `rows` names each of the N.
 

@@ -1,4 +1,4 @@
-"""Weights stored as float16 where that loses nothing: half the file, the same arithmetic."""
+"""Weights stored as float16: half the file, the same arithmetic; nothing lost unless asked."""
 
 import numpy as np
 import onnx
@@ -8,11 +8,13 @@ from onnx import TensorProto, helper, numpy_helper
 _SMALLEST = 256
 
 
-def store_exact_halves(model: onnx.ModelProto) -> float:
+def store_halves(model: onnx.ModelProto, rounding: bool = False) -> float:
     """Rewrites the model in place; returns the share of its weights that are float16 now.
 
     A float32 weight whose every value is a float16 number is stored as such, and a Cast gives it
     back as float32: the runtime folds the Cast when it loads, and computes what it did before.
+    With `rounding`, weights that are no float16 numbers are rounded to the nearest, unless one
+    is beyond float16's range.
     """
     graph = model.graph
     stored = total = 0
@@ -27,7 +29,8 @@ def store_exact_halves(model: onnx.ModelProto) -> float:
         values = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
-        if not np.array_equal(halves.astype(np.float32), values):
+        exact = np.array_equal(halves.astype(np.float32), values)
+        if not exact and not (rounding and np.isfinite(halves).all()):
             continue
         name = tensor.name
         half_name = f"{name}.float16"

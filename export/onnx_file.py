@@ -6,21 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.halves import store_exact_halves
+from export.halves import store_halves
+from export.runner import Outputs, Runner, TorchRunner
 from tilesight.errors import ExportError
+from tilesight.files import written_whole
 from tilesight.manifest import TensorSpec
 
 OPSET = 20
 # Opset 20 came with ONNX 1.15, IR version 10 with 1.16: ONNX Runtime reads both since 1.18.
 IR_VERSION = 10
 MINIMUM_ONNXRUNTIME = "1.18"
+# What the free axis is called in the file.
+BATCH = "batch"
 
 _DTYPES: dict[int, Literal["uint8", "bool", "int32", "int64", "float32"]] = {
     onnx.TensorProto.UINT8: "uint8",
@@ -39,15 +42,23 @@ class Source:
     examples: tuple[Tensor, ...]
     inputs: Sequence[str]
     outputs: Sequence[str]
+    eager: nn.Module | None = None  # what computes the same without export; the module itself
+
+    @property
+    def torch(self) -> TorchRunner:
+        """The network in torch, as it was trained."""
+        return TorchRunner(self.eager or self.module, self.inputs, self.outputs)
 
 
-def write_onnx(source: Source, path: Path) -> float:
+def write_onnx(source: Source, path: Path, half_weights: bool = False) -> float:
     """Writes the module as ONNX with a free batch size; returns the share of float16 weights.
+
+    Weights that are float16 numbers are stored as such; `half_weights` rounds all the others too.
 
     Raises:
         ExportError: torch cannot express the module, or the file fails ONNX's own check.
     """
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    batch = torch.export.Dim(BATCH, min=1, max=1024)
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter warns of its own internals; the comparison decides what is right.
         warnings.simplefilter("ignore")
@@ -68,15 +79,25 @@ def write_onnx(source: Source, path: Path) -> float:
     if program is None:
         raise ExportError(f"{type(source.module).__name__}: the exporter returned nothing")
     model = program.model_proto
+    halves = store_halves(model, rounding=half_weights)
+    save(model, path)
+    return halves
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes the model in our IR version, checked, without what is known of the build.
+
+    Raises:
+        ExportError: the model fails ONNX's own check.
+    """
     _forget_the_build(model)
-    halves = store_exact_halves(model)
     model.ir_version = IR_VERSION
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path.name}: {error}") from error
-    onnx.save(model, path)
-    return halves
+    with written_whole(path) as temporary:
+        onnx.save(model, temporary)
 
 
 def _forget_the_build(model: onnx.ModelProto) -> None:
@@ -115,25 +136,22 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=_DTYPES[tensor.elem_type], shape=shape)
 
 
-class Session:
+class Session(Runner):
     """A written ONNX file in ONNX Runtime, on the CPU."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 0, fixed_batch: int | None = None) -> None:
+        """A session with this many threads (0: all cores), its batch left free or fixed."""
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        # As in service; and forms that take turns must not spin on each other's cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if fixed_batch is not None:
+            options.add_free_dimension_override_by_name(BATCH, fixed_batch)
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The outputs by name."""
+    def run(self, **inputs: NDArray[Any]) -> Outputs:
+        """The outputs by name for one batch."""
         names = [output.name for output in self._session.get_outputs()]
         values = cast(list[NDArray[Any]], self._session.run(names, inputs))
         return dict(zip(names, values, strict=True))
-
-    def run_in_batches(self, size: int, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The outputs of all rows, `size` at a time."""
-        count = len(next(iter(inputs.values())))
-        parts = [
-            self.run(**{name: rows[start : start + size] for name, rows in inputs.items()})
-            for start in range(0, count, size)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

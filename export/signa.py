@@ -1,54 +1,85 @@
 """SIGNA as one graph."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from export.certificate import decision, difference
+from export.certificate import Decision, Difference, decision, difference
 from export.graphs import SignaGraph
-from export.onnx_file import Session, Source
-from export.part import Part, Plan, Proof
+from export.onnx_file import Source
+from export.part import Part, Plan, Shown, Which, evenly
+from export.runner import Outputs, Runner
 from tilesight.manifest import LabelsHead
 from training.config import SignaRun
 from training.tasks import signa
-from training.tasks.base import EVALUATION_BATCH, batches
+from training.tasks.base import EVALUATION_BATCH
 
 NAME = "signa"
 
 
-def plan(run: Path, config: SignaRun, data: Path) -> Plan:
-    """The graph of a SIGNA run, proved on the test tiles."""
-    card, network = signa.load(run, config)
-    network = network.cpu()
-    examples = signa.read_part(data, "test", config.image_size)
-    expected = signa.predict(network, examples.tiles)
-    graph = SignaGraph(network)
-    part = Part(
-        name=NAME,
-        title="SIGNA: land-cover labels of a tile",
-        source=Source(
-            graph, (torch.from_numpy(examples.tiles[:2]),), ("tiles",), ("scores", "evidence")
-        ),
-        head=LabelsHead(labels=card.labels, thresholds=[0.5] * len(card.labels)),
-        reads_tile=True,
-    )
+class SignaPart(Part):
+    """Tiles -> scores and evidence."""
 
-    def prove(files: dict[str, Path]) -> dict[str, Proof]:
-        outputs = Session(files[NAME]).run_in_batches(EVALUATION_BATCH, tiles=examples.tiles)
-        with torch.no_grad():
-            evidence = np.concatenate([graph(tiles)[1] for tiles in batches(examples.tiles)])
-        found = outputs["scores"]
-        return {
-            NAME: Proof(
-                differences={
-                    "scores": difference(expected, found, examples.stems),
-                    "evidence": difference(evidence, outputs["evidence"], examples.stems),
-                },
-                decisions={"labels": decision(expected >= 0.5, found >= 0.5)},
-                torch_metrics=signa.figures(examples, expected),
-                onnx_metrics=signa.figures(examples, found),
-            )
+    name = NAME
+    title = "SIGNA: land-cover labels of a tile"
+    reads_tile = True
+    task_metric = "f1_samples"
+
+    def __init__(self, run: Path, config: SignaRun, data: Path) -> None:
+        """The graph of a run; reads its weights and all tiles of the split."""
+        card, network = signa.load(run, config)
+        self._tiles = {
+            which: signa.read_part(data, which, config.image_size) for which in ("val", "test")
         }
+        self._data, self._size = data, config.image_size
+        self.source = Source(
+            SignaGraph(network.cpu()),
+            (torch.from_numpy(self._tiles["test"].tiles[:2]),),
+            ("tiles",),
+            ("scores", "evidence"),
+        )
+        self._labels = card.labels
+        self.head = LabelsHead(labels=card.labels, thresholds=[0.5] * len(card.labels))
 
-    return Plan([part], len(examples.stems), prove)
+    @cached_property
+    def _training_tiles(self) -> NDArray[Any]:
+        return signa.read_part(self._data, "train", self._size).tiles
+
+    def outputs(self, form: Runner, which: Which) -> Outputs:
+        """Scores and evidence of each tile."""
+        return form.run_in_batches(EVALUATION_BATCH, tiles=self._tiles[which].tiles)
+
+    def compare(
+        self, expected: Outputs, found: Outputs, limit: float | None
+    ) -> tuple[dict[str, Difference], dict[str, Decision]]:
+        """Scores, evidence, and whether each label of each tile is present."""
+        stems = self._tiles["test"].stems
+        return (
+            {
+                name: difference(expected[name], found[name], stems, limit)
+                for name in ("scores", "evidence")
+            },
+            {"labels": decision(expected["scores"] >= 0.5, found["scores"] >= 0.5)},
+        )
+
+    def measure(self, outputs: Outputs, which: Which) -> dict[str, float]:
+        """The label metrics at threshold 0.5."""
+        return signa.figures(self._tiles[which], outputs["scores"])
+
+    def feeds(self, rows: int) -> dict[str, NDArray[Any]]:
+        """Training tiles from all over the split."""
+        return {"tiles": evenly(self._training_tiles, rows)}
+
+    @property
+    def shown(self) -> Shown:
+        """The scores."""
+        return Shown("scores", self._labels, self._tiles["test"].stems)
+
+
+def plan(run: Path, config: SignaRun, data: Path) -> Plan:
+    """The graph of a SIGNA run."""
+    part = SignaPart(run, config, data)
+    return Plan([part], len(part.shown.tiles))

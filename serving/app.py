@@ -1,21 +1,22 @@
 """The gateway as an ASGI app."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import anyio
 from fastapi import Depends, FastAPI
 
 import tilesight
-from serving import operations, page, problems, tasks
+from serving import keeper, operations, page, problems, tasks
 from serving.engine import Engine
 from serving.limits import BodyLimit
 from serving.metrics import Metrics
+from serving.models import Models
 from serving.observe import Observe
-from serving.parameters import refuse_unknown
+from serving.parameters import refuse_unknown, state_bounds
 from serving.problems import Problem
 from serving.settings import Settings
 from tilesight.errors import TilesightError
@@ -43,6 +44,7 @@ def create_app(
     metrics = Metrics()
     engine = Engine(settings, metrics)
     app = _Gateway(
+        engine.models,
         title="Tilesight",
         description=_DESCRIPTION,
         version=tilesight.__version__,
@@ -64,35 +66,44 @@ def create_app(
 
 
 class _Gateway(FastAPI):
-    """A FastAPI app whose OpenAPI document knows the problem document."""
+    """A FastAPI app whose OpenAPI document knows the problem document and the served bounds."""
+
+    def __init__(self, models: Models, **options: Any) -> None:  # noqa: ANN401
+        """An app over the models."""
+        super().__init__(**options)
+        self._models = models
 
     def openapi(self) -> dict[str, Any]:
         # Each request's parameters are checked against the document, so it is made once.
         if self.openapi_schema is None:
             schema = super().openapi()
             schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-        return super().openapi()
+        document = super().openapi()
+        state_bounds(document, self._models.served)
+        return document
 
 
 @asynccontextmanager
 async def _lifespan(
     engine: Engine, on_failure: Callable[[TilesightError], None] | None, app: FastAPI
 ) -> AsyncIterator[None]:
-    """Loads the models beside the running server, which says meanwhile that it is not ready."""
-    loading = asyncio.create_task(_load(engine, on_failure))
-    try:
-        yield
-    finally:
-        await loading
-        engine.close()
+    """Loads the models beside the running server, and keeps them until it stops."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(_serve, engine, on_failure)
+        try:
+            yield
+        finally:
+            group.cancel_scope.cancel()
+    await engine.models.close()
 
 
-async def _load(engine: Engine, on_failure: Callable[[TilesightError], None] | None) -> None:
+async def _serve(engine: Engine, on_failure: Callable[[TilesightError], None] | None) -> None:
     try:
-        await engine.start()
+        await keeper.start(engine.models)
     except TilesightError as error:
         log.error("cannot serve", extra={"reason": str(error)})
         if on_failure:
             on_failure(error)
     else:
         log.info("ready", extra={"url": engine.settings.url})
+        await keeper.keep(engine.models, engine.metrics, engine.settings.follow_s)

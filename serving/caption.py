@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from serving import answers
 from serving.engine import Engine, stack
 from serving.errors import RequestError
+from serving.parameters import require_at_most
+from serving.repository import Bundle
 from serving.runtime import Tensor
 from tilesight.manifest import CaptionHead
 from tilesight.questions import sentence
@@ -32,9 +34,18 @@ async def caption(
     """A sentence for each tile, in the given order.
 
     Raises:
+        RequestValidationError: more beams or candidates are asked for than the model keeps.
         RequestError: more candidates than beams are asked for.
     """
-    bundle = engine.served.caption
+    with engine.models.using() as served:
+        return await _caption(engine, served.caption, images, options)
+
+
+async def _caption(
+    engine: Engine, bundle: Bundle[CaptionHead], images: Sequence[bytes], options: CaptionOptions
+) -> list[answers.CaptionAnswer]:
+    require_at_most("beams", options.beams, bundle.head.max_beams)
+    require_at_most("candidates", options.candidates, bundle.head.max_beams)
     beams = bundle.head.default_beams if options.beams is None else options.beams
     candidates = beams if options.candidates is None else options.candidates
     if candidates > beams:
@@ -48,8 +59,8 @@ async def caption(
         bundle.tile.name: stack(tiles),
         "beams": np.full((len(tiles), 1), beams, dtype=np.int64),
     }
-    found = await engine.infer(bundle, inputs, _OUTPUTS)
-    model = engine.model(bundle)
+    found = await engine.models.infer(bundle, inputs, _OUTPUTS)
+    model = engine.models.info(bundle)
     with engine.timed("postprocess", bundle):
         results = []
         for row, tile in enumerate(tiles):

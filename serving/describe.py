@@ -39,19 +39,21 @@ async def _run(
     settings: Settings, paths: Sequence[Path], questions: Sequence[str], as_json: bool
 ) -> bool:
     engine = Engine(settings, Metrics())
-    await engine.start()
     out, err = Console(), Console(stderr=True)
     found: list[Description] = []
-    for path in paths:
-        try:
-            description = await describe(engine, path, questions)
-        except TilesightError as error:
-            err.print(Text(f"{path}: {error}", style="red"), soft_wrap=True)
-            continue
-        found.append(description)
-        if not as_json:
-            show(out, description)
-    engine.close()
+    try:
+        await engine.models.start()
+        for path in paths:
+            try:
+                description = await describe(engine, path, questions)
+            except TilesightError as error:
+                err.print(Text(f"{path}: {error}", style="red"), soft_wrap=True)
+                continue
+            found.append(description)
+            if not as_json:
+                show(out, description)
+    finally:
+        await engine.models.close()
     if as_json and found:
         answered = one_or_many(found).model_dump_json(indent=2, exclude_none=True)
         out.print(answered, markup=False, highlight=False, soft_wrap=True)

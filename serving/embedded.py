@@ -6,14 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import onnxruntime as ort
 from anyio import CapacityLimiter
+from numpy.typing import NDArray
 
-from serving.cores import usable_cores
 from serving.repository import Bundle
 from serving.runtime import Backend, Inference, Tensor
 from serving.settings import Settings
+from tilesight.cores import usable_cores
 from tilesight.errors import BundleError, ConfigError
 from tilesight.manifest import TensorSpec
 
@@ -32,11 +35,11 @@ _TYPES = {
 
 
 class EmbeddedRuntime:
-    """One session a model, run in worker threads, never more at once than `concurrency`."""
+    """One session a version, run in worker threads, never more at once than `concurrency`."""
 
     def __init__(self, settings: Settings) -> None:
         """A runtime without models; finds out which device it can use."""
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
         self._slots = CapacityLimiter(settings.concurrency)
         self._threads = settings.threads or max(1, usable_cores() // settings.concurrency)
         self._cuda, reason = (
@@ -48,38 +51,38 @@ class EmbeddedRuntime:
         if not self._cuda:
             log.info("runs on the CPU", extra={"threads": self._threads, "no_gpu": reason})
 
-    def load(self, bundle: Bundle[Any]) -> None:
-        """Opens the session and holds its tensors against the manifest."""
-        _check_version(bundle)
-        try:
-            session = ort.InferenceSession(
-                str(bundle.graph), self._options(), providers=self._providers()
-            )
-        # ONNX Runtime raises its own classes, all of them straight from Exception.
-        except Exception as error:
-            raise BundleError(f"{bundle.graph}: ONNX Runtime cannot load it: {error}") from error
-        _check_tensors(bundle, "inputs", session.get_inputs(), bundle.manifest.inputs)
-        _check_tensors(bundle, "outputs", session.get_outputs(), bundle.manifest.outputs)
-        self._check_device(bundle, session)
-        self._sessions[bundle.name] = session
+    async def load(self, bundle: Bundle[Any]) -> None:
+        """Opens the session in a worker thread and holds its tensors against the manifest."""
+        if bundle.key not in self._sessions:
+            self._sessions[bundle.key] = await anyio.to_thread.run_sync(self._open, bundle)
+
+    async def unload(self, bundle: Bundle[Any]) -> None:
+        """Frees the session; a run that still uses it ends first."""
+        self._sessions.pop(bundle.key, None)
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str]
     ) -> Inference:
         """The named outputs for one batch, computed in a worker thread."""
-        session = self._sessions[model]
+        run = _Run(self._sessions[bundle.key], inputs, outputs)
         asked = time.perf_counter()
+        async with anyio.create_task_group() as group:
+            group.start_soon(run.stop_when_cancelled)
+            await anyio.to_thread.run_sync(run, limiter=self._slots)
+            group.cancel_scope.cancel()
+        # A run that was stopped has failed, and that is not what the caller is told.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        if run.failure:
+            raise run.failure
+        return Inference(run.outputs, run.started - asked, run.ended - run.started)
 
-        def run() -> tuple[list[Any], float, float]:
-            started = time.perf_counter()
-            return session.run(list(outputs), dict(inputs)), started, time.perf_counter()
+    async def holds(self, bundle: Bundle[Any]) -> bool:
+        """Whether there is a session; nobody takes it away."""
+        return bundle.key in self._sessions
 
-        values, started, ended = await anyio.to_thread.run_sync(run, limiter=self._slots)
-        return Inference(dict(zip(outputs, values, strict=True)), started - asked, ended - started)
-
-    def describe(self, model: str) -> Backend:
-        """The provider that the model's session really got."""
-        provider = self._sessions[model].get_providers()[0]
+    def describe(self, bundle: Bundle[Any]) -> Backend:
+        """The provider that the session really got."""
+        provider = self._sessions[bundle.key].get_providers()[0]
         device = provider.removesuffix("ExecutionProvider").lower()
         return Backend(
             f"onnxruntime-{device}",
@@ -91,9 +94,23 @@ class EmbeddedRuntime:
             },
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Frees the sessions."""
         self._sessions.clear()
+
+    def _open(self, bundle: Bundle[Any]) -> ort.InferenceSession:
+        _check_version(bundle)
+        try:
+            session = ort.InferenceSession(
+                str(bundle.graph), self._options(), providers=self._providers()
+            )
+        # ONNX Runtime raises its own classes, all of them straight from Exception.
+        except Exception as error:
+            raise BundleError(f"{bundle.graph}: ONNX Runtime cannot load it: {error}") from error
+        _check_tensors(bundle, "inputs", session.get_inputs(), bundle.manifest.inputs)
+        _check_tensors(bundle, "outputs", session.get_outputs(), bundle.manifest.outputs)
+        self._check_device(bundle, session)
+        return session
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -119,6 +136,39 @@ class EmbeddedRuntime:
                 "runs on the CPU although there is a GPU: the CUDA libraries cannot be loaded",
                 extra={"model": bundle.name},
             )
+
+
+class _Run:
+    """One run of a session, which ends early when nobody waits for it any more."""
+
+    def __init__(
+        self, session: ort.InferenceSession, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> None:
+        self.outputs: dict[str, NDArray[Any]] = {}
+        self.failure: Exception | None = None
+        self.started = self.ended = 0.0
+        self._session, self._inputs, self._names = session, dict(inputs), list(outputs)
+        self._options = ort.RunOptions()
+
+    def __call__(self) -> None:
+        """Runs the model; in a worker thread."""
+        self.started = time.perf_counter()
+        try:
+            values = self._session.run(self._names, self._inputs, self._options)
+        # ONNX Runtime raises its own classes, all of them straight from Exception. Kept, because a
+        # task group would wrap it.
+        except Exception as error:
+            self.failure = error
+        else:
+            self.outputs = dict(zip(self._names, values, strict=True))
+        self.ended = time.perf_counter()
+
+    async def stop_when_cancelled(self) -> None:
+        """Waits to be cancelled; ONNX Runtime then stops before its next node."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._options.terminate = True
 
 
 def _cuda_usable() -> tuple[bool, str]:

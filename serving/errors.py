@@ -42,5 +42,17 @@ class OverloadedError(RequestError):
     """As many requests as the gateway holds are already waiting."""
 
 
+class BackendUnavailableError(RequestError):
+    """Whatever runs the models does not answer, or has lost them."""
+
+
+class DeadlineError(RequestError):
+    """The answer was not there within the time that a request gets."""
+
+
+class BackendError(TilesightError):
+    """Whatever runs the models failed with a request that was right."""
+
+
 class ModelOutputError(TilesightError):
     """A model returned something that is not a number."""

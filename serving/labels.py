@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from serving import answers
 from serving.engine import Engine, PreparedTile, stack
+from serving.parameters import require_at_most
+from serving.repository import Bundle
 from tilesight.manifest import LabelsHead
 
 
@@ -23,12 +25,23 @@ class LabelsOptions:
 async def label(
     engine: Engine, images: Sequence[bytes], options: LabelsOptions
 ) -> list[answers.LabelsAnswer]:
-    """The labels of each tile, in the given order."""
-    bundle = engine.served.labels
+    """The labels of each tile, in the given order.
+
+    Raises:
+        RequestValidationError: more labels are asked for than the model has.
+    """
+    with engine.models.using() as served:
+        return await _label(engine, served.labels, images, options)
+
+
+async def _label(
+    engine: Engine, bundle: Bundle[LabelsHead], images: Sequence[bytes], options: LabelsOptions
+) -> list[answers.LabelsAnswer]:
+    require_at_most("top_k", options.top_k, len(bundle.head.labels))
     tiles = await engine.prepare(bundle, images)
     outputs = ["scores", "evidence"] if options.explain else ["scores"]
-    found = await engine.infer(bundle, {bundle.tile.name: stack(tiles)}, outputs)
-    model = engine.model(bundle)
+    found = await engine.models.infer(bundle, {bundle.tile.name: stack(tiles)}, outputs)
+    model = engine.models.info(bundle)
     with engine.timed("postprocess", bundle):
         return [
             _answer(

@@ -1,6 +1,10 @@
 """What Prometheus sees: durations in seconds, rejections by type, the models behind the answers."""
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.answers import Model
 
 _BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -39,6 +43,11 @@ class Metrics:
             ["name", "version", "digest", "precision", "backend"],
             registry=self.registry,
         )
+        self._follow_failures = Counter(
+            "tilesight_follow_failures_total",
+            "Promotions that could not be served; the versions before them went on answering.",
+            registry=self.registry,
+        )
         self.ready = Gauge(
             "tilesight_ready", "1 once every model answered its canary.", registry=self.registry
         )
@@ -58,9 +67,15 @@ class Metrics:
         """Counts a problem."""
         self._rejections.labels(slug).inc()
 
-    def model(self, name: str, version: int, digest: str, precision: str, backend: str) -> None:
-        """Announces a model that is served."""
-        self._models.labels(name, str(version), digest, precision, backend).set(1)
+    def models(self, infos: Iterable[Model]) -> None:
+        """Announces the models that are served, in place of those before them."""
+        self._models.clear()
+        for info in infos:
+            self._models.labels(**info.model_dump()).set(1)
+
+    def follow_failure(self) -> None:
+        """Counts a promotion that could not be served."""
+        self._follow_failures.inc()
 
     def page(self) -> bytes:
         """All of it in the text format of Prometheus."""

@@ -22,13 +22,13 @@ def router(engine: Engine) -> APIRouter:
 
     @routes.get("/readyz", summary="Whether every model answers", responses=responses(503))
     async def readyz() -> Ready:
-        engine.require_ready()
+        engine.models.require_ready()
         return Ready()
 
     @routes.get("/models", summary="The models that are served", responses=responses(503))
     async def models() -> ModelList:
-        engine.require_ready()
-        return ModelList(models=[_details(engine, bundle) for bundle in engine.served.all()])
+        engine.models.require_ready()
+        return ModelList(models=[_details(engine, bundle) for bundle in engine.models.served.all()])
 
     @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def metrics() -> Response:
@@ -41,14 +41,14 @@ def _details(engine: Engine, bundle: Bundle[Any]) -> ModelDetails:
     manifest = bundle.manifest
     tile = manifest.input
     return ModelDetails(
-        **engine.model(bundle).model_dump(),
+        **engine.models.info(bundle).model_dump(),
         title=manifest.title,
         task=manifest.head.task,
         input=TileInput(**tile.model_dump(include=set(TileInput.model_fields))) if tile else None,
         names=_names(manifest.head),
         split=f"{manifest.metrics.dataset} {manifest.metrics.split}",
         metrics=manifest.metrics.values,
-        runtime=engine.runtime_details(bundle),
+        runtime=engine.models.runtime_details(bundle),
     )
 
 

@@ -44,6 +44,10 @@ KINDS: dict[type[Exception], Kind] = {
     ours.SlowBodyError: Kind(408, "slow-body", "The body took too long to arrive"),
     ours.NotReadyError: Kind(503, "not-ready", "The gateway is not ready"),
     ours.OverloadedError: Kind(503, "overloaded", "The gateway is overloaded"),
+    ours.BackendUnavailableError: Kind(
+        503, "backend-unavailable", "What runs the models does not answer"
+    ),
+    ours.DeadlineError: Kind(504, "deadline-exceeded", "The answer was not ready in time"),
     ours.UnknownParameterError: Kind(422, "unknown-parameter", "There is no such parameter"),
     RequestValidationError: Kind(422, "invalid-parameter", "A parameter is not allowed"),
     errors.TilesightError: Kind(500, "internal-error", "The gateway failed"),
@@ -80,6 +84,14 @@ def respond(scope: Scope, error: Exception) -> Response:
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error(
             "request failed", exc_info=error, extra={"request_id": scope["state"]["request_id"]}
+        )
+    elif kind.status > HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__:
+        log.warning(
+            "request failed",
+            extra={
+                "request_id": scope["state"]["request_id"],
+                "reason": str(error.__cause__),
+            },
         )
     document = Problem(
         type=f"/problems/{kind.slug}",

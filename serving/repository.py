@@ -1,5 +1,6 @@
-"""The model repository: which version of which model is served, and whether it can be trusted."""
+"""The four models that are served: the promoted versions, and whether they fit one another."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -7,9 +8,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from serving.settings import Settings
-from tilesight import manifest as manifests
 from tilesight.errors import BundleError
-from tilesight.imaging import golden_sha256
 from tilesight.manifest import (
     MANIFEST_NAME,
     MODEL_NAME,
@@ -20,11 +19,9 @@ from tilesight.manifest import (
     LabelsHead,
     Manifest,
 )
+from tilesight.repository import Repository
 
 HeadT = TypeVar("HeadT", bound=BaseModel)
-
-# The bands that the pixel pipeline yields.
-_BANDS = ["red", "green", "blue"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,16 @@ class Bundle(Generic[HeadT]):
     def name(self) -> str:
         """The model's name."""
         return self.manifest.name
+
+    @property
+    def version(self) -> int:
+        """The number of the version."""
+        return self.manifest.version
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name and version: what tells the loaded models apart."""
+        return self.name, self.version
 
     @property
     def graph(self) -> Path:
@@ -69,73 +76,72 @@ class Served:
         return [self.labels, self.caption, self.encoder, self.vqa]
 
 
-def open_served(settings: Settings) -> Served:
-    """The models that the settings name, each in its highest version, all files verified.
+def open_served(settings: Settings, known: Served | None = None) -> Served:
+    """The models that the settings name, each in its promoted version, all files verified.
+
+    A version of `known` is taken as it is: the files of a version never change.
 
     Raises:
         BundleError: a model is missing, or a file or tensor is not what its manifest promises.
-        ManifestError: a manifest cannot be read.
+        ManifestError: a manifest or `repository.json` cannot be read.
     """
     root = settings.model_repository
     if not root.is_dir():
         raise BundleError(f"{root}: no such model repository (TILESIGHT_MODEL_REPOSITORY)")
-    labels = open_bundle(root, settings.labels_model, LabelsHead)
+    shelf = _Shelf(Repository(root), known)
+    labels = shelf.bundle(settings.labels_model, LabelsHead)
     _check_tiles(labels)
     _check_outputs(labels, {"scores": len(labels.head.labels), "evidence": None})
-    caption = open_bundle(root, settings.caption_model, CaptionHead)
+    caption = shelf.bundle(settings.caption_model, CaptionHead)
     _check_tiles(caption)
     attributes = len(caption.head.attributes)
     _check_outputs(
         caption,
         {"tokens": None, "log_probs": None, "attributes": attributes, "sampled": attributes},
     )
-    vqa = open_bundle(root, settings.vqa_model, AnswerHead)
+    vqa = shelf.bundle(settings.vqa_model, AnswerHead)
     _check_outputs(vqa, {"answers": len(vqa.head.answers)})
-    encoder = open_bundle(root, vqa.head.encoder, EncodingHead)
+    encoder = shelf.bundle(vqa.head.encoder, EncodingHead)
     _check_tiles(encoder)
     _check_outputs(encoder, {"memory": None})
     _check_memory(encoder, vqa)
     return Served(labels, caption, encoder, vqa)
 
 
-def open_bundle(root: Path, name: str, head: type[HeadT]) -> Bundle[HeadT]:
-    """The highest version of the model, its files checked, its head of the asked kind.
+class _Shelf:
+    """The repository at one moment: its state is read once for all models."""
 
-    A damaged highest version is an error, not a reason to serve an older one unasked.
-    """
-    versions = [int(path.name) for path in (root / name).glob("*") if _is_version(path)]
-    if not versions:
-        raise BundleError(f"{root / name}: no version of this model (folders named 1, 2, ...)")
-    folder = root / name / str(max(versions))
-    manifest = manifests.read(folder)
-    path = folder / MANIFEST_NAME
-    if manifest.name != name:
-        raise BundleError(f"{path}: name: {manifest.name!r}, the folder says {name!r}")
-    if manifest.version != max(versions):
-        raise BundleError(f"{path}: version: {manifest.version}, the folder says {max(versions)}")
-    if not isinstance(manifest.head, head):
-        wanted = head.model_fields["task"].default
-        raise BundleError(
-            f"{path}: head: task is {manifest.head.task!r}, {wanted!r} is needed here"
+    def __init__(self, repository: Repository, known: Served | None) -> None:
+        self._repository = repository
+        self._state = repository.state()
+        self._known: Mapping[Path, Bundle[Any]] = (
+            {bundle.folder: bundle for bundle in known.all()} if known else {}
         )
-    return Bundle(folder, manifest, manifest.head)
 
+    def bundle(self, name: str, head: type[HeadT]) -> Bundle[HeadT]:
+        """The promoted version of the model, its files checked, its head of the asked kind.
 
-def _is_version(path: Path) -> bool:
-    return path.is_dir() and path.name.isascii() and path.name.isdigit() and path.name[0] != "0"
+        A damaged version is an error, not a reason to serve another one unasked.
+        """
+        version = self._repository.current(name, self._state)
+        folder = self._repository.folder(name, version)
+        if folder in self._known:
+            return self._known[folder]
+        manifest = self._repository.verified(name, version)
+        if not isinstance(manifest.head, head):
+            wanted = head.model_fields["task"].default
+            raise BundleError(
+                f"{folder / MANIFEST_NAME}: head: task is {manifest.head.task!r}, "
+                f"{wanted!r} is needed here"
+            )
+        return Bundle(folder, manifest, manifest.head)
 
 
 def _check_tiles(bundle: Bundle[Any]) -> None:
-    """Refuses a model trained on other pixels than the ones that this installation makes."""
-    tile, path = bundle.tile, bundle.folder / MANIFEST_NAME
-    if tile.bands != _BANDS:
-        raise BundleError(f"{path}: input: bands: {tile.bands}, the pixel pipeline yields {_BANDS}")
-    found = golden_sha256(tile.height, tile.width)
-    if found != tile.golden_sha256:
-        raise BundleError(
-            f"{path}: input: golden_sha256: the pixel pipeline of this installation makes {found} "
-            f"of the golden image, the model was made with {tile.golden_sha256}"
-        )
+    """Refuses a model whose graph does not read the tile that its manifest describes."""
+    name = bundle.tile.name
+    if name not in {spec.name for spec in bundle.manifest.inputs}:
+        raise BundleError(f"{bundle.folder / MANIFEST_NAME}: inputs: {name} is missing")
 
 
 def _check_outputs(bundle: Bundle[Any], wanted: dict[str, int | None]) -> None:

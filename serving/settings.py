@@ -3,9 +3,9 @@
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tilesight.errors import ConfigError
@@ -13,8 +13,8 @@ from tilesight.headers import PILLOW_MAX_PIXELS
 from tilesight.imaging import ImageLimits
 
 PREFIX = "TILESIGHT_"
-# Read by the test suite, not by the gateway: no misspelt setting.
-_OTHERS = frozenset({"TILESIGHT_DATA"})
+# Read by the test suite and by `tilesight triton`, not by the gateway: no misspelt settings.
+_OTHERS = frozenset({"TILESIGHT_DATA", "TILESIGHT_TRITON_HOME"})
 _MIB = 1 << 20
 
 
@@ -45,6 +45,14 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         default=64, gt=0, description="requests with tiles held at once; more are answered 503"
     )
+    deadline_s: float = Field(
+        default=30.0, gt=0, description="seconds from the complete body to the answer"
+    )
+    follow_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="seconds between looks at the repository for other versions; 0: never",
+    )
     max_batch: int = Field(default=16, gt=0, description="most rows of one run of a model")
     concurrency: int = Field(default=1, gt=0, description="runs of models at the same time")
     threads: int | None = Field(
@@ -56,6 +64,22 @@ class Settings(BaseSettings):
         default="auto",
         pattern="^(auto|cpu|cuda)$",
         description="auto takes a GPU where one works; cuda refuses to start without",
+    )
+
+    runtime: Literal["embedded", "triton"] = Field(
+        default="embedded", description="ONNX Runtime in this process, or a Triton server"
+    )
+    triton_url: str = Field(
+        default="127.0.0.1:8001",
+        pattern=r"^[^\s/]+:[0-9]{1,5}$",
+        description="host and port of Triton's gRPC",
+    )
+    triton_control: bool = Field(
+        default=True,
+        description="whether the gateway loads and unloads Triton's models; else Triton has them",
+    )
+    triton_key: SecretStr | None = Field(
+        default=None, description="value of Triton's restricted key admin-key"
     )
 
     @field_validator("host")

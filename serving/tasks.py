@@ -9,17 +9,16 @@ from serving.answers import CaptionAnswer, LabelsAnswer, Results, VqaAnswer, one
 from serving.caption import CaptionOptions, caption
 from serving.engine import Engine
 from serving.labels import LabelsOptions, label
+from serving.patience import in_time
 from serving.problems import responses
 from serving.vqa import answer
 
-_PROBLEMS = responses(400, 408, 413, 415, 422, 500, 503)
+_PROBLEMS = responses(400, 408, 413, 415, 422, 500, 503, 504)
 
 
 def router(engine: Engine) -> APIRouter:
-    """POST /labels, /caption and /vqa, with the bounds of the models that are served."""
+    """POST /labels, /caption and /vqa; the models that answer set the upper bounds."""
     routes = APIRouter(tags=["tiles"], responses=_PROBLEMS)
-    labels = len(engine.served.labels.head.labels)
-    beams = engine.served.caption.head.max_beams
     settings = engine.settings
 
     @routes.post(
@@ -34,7 +33,7 @@ def router(engine: Engine) -> APIRouter:
             float | None, Query(ge=0, le=1, description="in place of each label's own threshold")
         ] = None,
         top_k: Annotated[
-            int | None, Query(ge=1, le=labels, description="only the best labels; default all")
+            int | None, Query(ge=1, description="only the best labels; default all")
         ] = None,
         explain: Annotated[
             bool, Query(description="adds to each present label where on the tile it was seen")
@@ -43,7 +42,8 @@ def router(engine: Engine) -> APIRouter:
         async with engine.admitted():
             body = await bodies.read(request, settings, bodies.TilesJson)
             options = LabelsOptions(threshold, top_k, explain)
-            return one_or_many(await label(engine, body.images, options))
+            work = label(engine, body.images, options)
+            return one_or_many(await in_time(request, settings.deadline_s, work))
 
     @routes.post(
         "/caption",
@@ -53,11 +53,11 @@ def router(engine: Engine) -> APIRouter:
     async def post_caption(
         request: Request,
         beams: Annotated[
-            int | None, Query(ge=1, le=beams, description="how many sentences the search keeps")
+            int | None, Query(ge=1, description="how many sentences the search keeps")
         ] = None,
         candidates: Annotated[
             int | None,
-            Query(ge=1, le=beams, description="how many sentences to return; at most `beams`"),
+            Query(ge=1, description="how many sentences to return; at most `beams`"),
         ] = None,
         explain: Annotated[
             bool, Query(description="lists every attribute, not only the sampled ones")
@@ -66,7 +66,8 @@ def router(engine: Engine) -> APIRouter:
         async with engine.admitted():
             body = await bodies.read(request, settings, bodies.TilesJson)
             options = CaptionOptions(beams, candidates, explain)
-            return one_or_many(await caption(engine, body.images, options))
+            work = caption(engine, body.images, options)
+            return one_or_many(await in_time(request, settings.deadline_s, work))
 
     @routes.post(
         "/vqa",
@@ -83,6 +84,7 @@ def router(engine: Engine) -> APIRouter:
         async with engine.admitted():
             body = await bodies.read(request, settings, bodies.QuestionsJson)
             questions = [*(question or []), *body.questions]
-            return one_or_many(await answer(engine, body.images, questions))
+            work = answer(engine, body.images, questions)
+            return one_or_many(await in_time(request, settings.deadline_s, work))
 
     return routes

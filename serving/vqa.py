@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from serving import answers
 from serving.engine import Engine, stack
 from serving.errors import RequestError
+from serving.repository import Served
 from tilesight.errors import QuestionError
 from tilesight.manifest import AnswerHead
 from tilesight.questions import question_ids
@@ -25,17 +26,25 @@ async def answer(
         QuestionError: a question that the model cannot be asked; names it if there are several.
         RequestError: no question, or more than the limit.
     """
-    encoder, head = engine.served.encoder, engine.served.vqa
+    # Encoder and head of one moment: a head reads the memory of no other encoder.
+    with engine.models.using() as served:
+        return await _answer_all(engine, served, images, questions)
+
+
+async def _answer_all(
+    engine: Engine, served: Served, images: Sequence[bytes], questions: Sequence[str]
+) -> list[answers.VqaAnswer]:
+    encoder, head = served.encoder, served.vqa
     ids, warnings = _read(questions, head.head, engine.settings.max_questions)
     tiles = await engine.prepare(encoder, images)
-    encoded = await engine.infer(encoder, {encoder.tile.name: stack(tiles)}, ["memory"])
+    encoded = await engine.models.infer(encoder, {encoder.tile.name: stack(tiles)}, ["memory"])
     inputs = {
         "memory": np.repeat(encoded["memory"], len(questions), axis=0),  # (N * Q, S, D)
         "question": np.tile(ids, (len(tiles), 1)),  # (N * Q, tokens)
     }
-    found = await engine.infer(head, inputs, ["answers"])
+    found = await engine.models.infer(head, inputs, ["answers"])
     probabilities = found["answers"].reshape(len(tiles), len(questions), -1)  # (N, Q, A)
-    model = engine.model(head)
+    model = engine.models.info(head)
     with engine.timed("postprocess", head):
         return [
             answers.VqaAnswer(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from tilesight import files, manifest, questions
+from tilesight.cli import ROOMS, Room, build
 from tilesight.errors import BundleError, ManifestError, QuestionError
 from tilesight.manifest import AnswerHead, Manifest
 
@@ -386,3 +388,79 @@ class TestQuestions:
     def test_a_sentence_ends_at_its_end_token(self, ids: list[int], text: str) -> None:
         vocabulary = ["<pad>", "<bos>", "<eos>", "<unk>", "trees", "near", "water"]
         assert questions.sentence(ids, vocabulary, eos_id=2) == text
+
+
+GROUP_ROOM = """
+import typer
+
+from tilesight.errors import BundleError
+
+paint = typer.Typer(no_args_is_help=True, help="All about paint.")
+
+@paint.command("list")
+def list_() -> None:
+    "Show what there is."
+    typer.echo("red, green")
+
+@paint.command()
+def mix(colour: str) -> None:
+    "Mix a colour."
+    raise BundleError(f"{colour}: no such colour")
+
+@paint.command()
+def dye() -> None:
+    "Use what is not installed."
+    import no_such_dye
+"""
+
+
+class TestCommandGroups:
+    @pytest.fixture
+    def rooms(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Room, ...]:
+        """A room whose one command has commands of its own."""
+        (tmp_path / "room_of_groups.py").write_text(GROUP_ROOM)
+        monkeypatch.syspath_prepend(tmp_path)
+        return (Room("room_of_groups", ("paint",), "colour"),)
+
+    def test_the_commands_of_a_group_run_under_its_name(self, rooms: tuple[Room, ...]) -> None:
+        told = CliRunner().invoke(build(rooms), ["paint", "list"])
+        assert (told.exit_code, told.stdout) == (0, "red, green\n")
+
+    def test_a_group_says_what_it_is_for(self, rooms: tuple[Room, ...]) -> None:
+        told = CliRunner().invoke(build(rooms), ["paint", "--help"])
+        assert told.exit_code == 0
+        for words in ("All about paint.", "list", "Show what there is.", "mix", "dye"):
+            assert words in told.stdout
+
+    def test_a_failure_names_group_and_command_and_exits_with_two(
+        self, rooms: tuple[Room, ...]
+    ) -> None:
+        told = CliRunner().invoke(build(rooms), ["paint", "mix", "mauve"])
+        assert told.exit_code == 2
+        assert told.stderr == "tilesight paint mix: mauve: no such colour\n"
+
+    def test_a_missing_package_names_the_extra(self, rooms: tuple[Room, ...]) -> None:
+        told = CliRunner().invoke(build(rooms), ["paint", "dye"])
+        assert told.exit_code == 2
+        assert "paint dye needs the package no_such_dye" in told.stderr
+        assert "pip install 'tilesight[colour]'" in told.stderr
+
+    def test_an_absent_room_says_how_to_get_its_groups(self) -> None:
+        rooms = (Room("no_such_room", ("paint", "draw"), "colour"),)
+        told = CliRunner().invoke(build(rooms), ["paint", "mix", "--with", "water"])
+        assert told.exit_code == 2
+        assert "pip install 'tilesight[colour]'" in told.stderr
+
+    @pytest.mark.parametrize(
+        "command", [name for room in ROOMS for name in room.commands] + ["models promote"]
+    )
+    def test_every_command_of_the_project_is_there(self, command: str) -> None:
+        told = CliRunner().invoke(build(), [*command.split(), "--help"])
+        assert told.exit_code == 0, told.output
+        assert "pip install" not in told.stdout
+
+    def test_a_failing_command_of_the_models_exits_with_two(self, tmp_path: Path) -> None:
+        arguments = ["models", "promote", "signa@1", "--repository", str(tmp_path / "none")]
+        told = CliRunner().invoke(build(), arguments)
+        assert told.exit_code == 2
+        assert told.stderr.startswith("tilesight models promote: ")

@@ -1,5 +1,6 @@
 """The command `tilesight`: each room brings its commands, loaded only where it is installed."""
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
@@ -24,7 +25,10 @@ class Room(NamedTuple):
 ROOMS = (
     Room("serving.cli", ("serve", "describe"), "serve"),
     Room("training.cli", ("train", "evaluate"), "train"),
-    Room("export.cli", ("export",), "export"),
+    Room("export.cli", ("export", "verify"), "export"),
+    Room("export.preflight_cli", ("preflight",), "export"),
+    Room("tilesight.models_cli", ("models",), "serve"),
+    Room("tilesight.triton.cli", ("triton",), "serve"),
 )
 
 
@@ -71,7 +75,21 @@ def _add(app: typer.Typer, room: Room) -> None:
             )
         return
     for name in room.commands:
-        app.command(name)(_guarded(getattr(module, name), name, room.extra))
+        command = getattr(module, name)
+        if isinstance(command, typer.Typer):
+            _add_group(app, command, name, room.extra)
+        else:
+            app.command(name)(_guarded(command, name, room.extra))
+
+
+def _add_group(app: typer.Typer, group: typer.Typer, name: str, extra: str) -> None:
+    """Adds a command that has commands of its own."""
+    guarded = typer.Typer(no_args_is_help=True, help=group.info.help)
+    for one in group.registered_commands:
+        assert one.callback is not None
+        inner = one.name or one.callback.__name__
+        guarded.command(inner)(_guarded(one.callback, f"{name} {inner}", extra))
+    app.add_typer(guarded, name=name)
 
 
 def _absent(error: ModuleNotFoundError) -> Callable[[], None]:
@@ -103,6 +121,8 @@ def _guarded(command: Callable[..., Any], name: str, extra: str) -> Callable[...
 
 def main() -> None:
     """Runs the command that the arguments name."""
+    # torch-geometric compiles one of its classes so when it is imported; no user can mend it.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     build()()
 
 

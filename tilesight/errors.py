@@ -71,3 +71,11 @@ class ExportError(TilesightError):
 
 class MissingExtraError(TilesightError):
     """A command needs packages that this installation was made without."""
+
+
+class TritonMissingError(TilesightError):
+    """No Triton is installed where this machine's is looked for, or another one than pinned."""
+
+
+class TritonError(TilesightError):
+    """The Triton of this machine cannot be installed, started or kept running."""

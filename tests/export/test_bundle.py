@@ -6,27 +6,30 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from google.protobuf import text_format
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from tritonclient.grpc import model_config_pb2 as triton
 from typer.testing import CliRunner
 
 from export.bundle import export_run
-from export.certificate import Certificate
+from export.certificate import Gates, read_certificate
+from export.forms import Options
 from export.graphs import SignaGraph
-from export.onnx_file import Session, Source, tensor_specs
-from tests.export.conftest import GRAPHS
+from export.onnx_file import Session, tensor_specs
+from tests.conftest import ROOT
+from tests.export.conftest import BATCHES, GATES, GRAPHS, UNTOLD, Writing
 from tilesight.cli import build
-from tilesight.errors import DataError, ExportError, RunError
+from tilesight.errors import BundleError, DataError, ExportError
 from tilesight.files import sha256
+from tilesight.golden import disagreement, golden_inputs
 from tilesight.imaging import golden_sha256
 from tilesight.manifest import read
+from tilesight.repository import Repository
+from tilesight.triton_config import parse_config
 from training import run as run_folder
-from training.config import MODEL_NAMES, ModelName
+from training.config import ModelName
 from training.datasets.splits import split_sha256
 from training.models.jtts import BeamSearch
 from training.tasks import jtts, signa, spatialnet_vit
@@ -39,13 +42,25 @@ TRITON_TYPES = {
     TensorProto.INT64: triton.TYPE_INT64,
     TensorProto.FLOAT: triton.TYPE_FP32,
 }
+# What every version has that is exported as the fixture is.
+FILES = {
+    "model.onnx",
+    "model.pt",
+    "model.int8.onnx",
+    "model.batch1.onnx",
+    "manifest.json",
+    "certificate.json",
+    "certificate.md",
+    "certificate.png",
+}
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """Every file's hash, and every folder."""
+    """Every file's hash, and every folder; the lock of the repository says nothing."""
     return {
         str(path.relative_to(folder)): sha256(path) if path.is_file() else "folder"
         for path in folder.rglob("*")
+        if path.name != ".repository.lock"
     }
 
 
@@ -60,11 +75,23 @@ def graph_of(repository: Path, name: str) -> Path:
 # What an export writes
 
 
-def test_a_repository_holds_one_folder_a_graph_and_nothing_else(repository: Path) -> None:
-    version = {f"1/{name}" for name in ("model.onnx", "manifest.json", "certificate.json")}
+def test_a_repository_holds_one_folder_a_graph_and_its_state(repository: Path) -> None:
+    listed = set(listing(repository))
+    assert {name for name in listed if "/" not in name} == {*ALL_GRAPHS, "repository.json"}
     for graph in ALL_GRAPHS:
-        assert set(listing(repository / graph)) == {"config.pbtxt", "1", *version}
-    assert {path.name for path in repository.iterdir()} == set(ALL_GRAPHS)
+        certificate = read_certificate(repository / graph / "1" / "certificate.json")
+        kept = {form.file for form in certificate.forms.values() if form.file}
+        assert kept == {name for name in FILES if name.startswith("model")}
+        own = {name.removeprefix(f"{graph}/") for name in listed if name.startswith(f"{graph}/")}
+        assert own == {"config.pbtxt", "1"} | {f"1/{name}" for name in FILES}
+
+
+def test_the_first_version_is_promoted(repository: Path) -> None:
+    kept = Repository(repository)
+    assert {name: one.version for name, one in kept.state().promoted.items()} == dict.fromkeys(
+        ALL_GRAPHS, 1
+    )
+    assert kept.stale_configs() == {}
 
 
 @pytest.mark.parametrize("name", ALL_GRAPHS)
@@ -75,12 +102,13 @@ def test_a_manifest_tells_what_the_run_and_the_graph_are(
     manifest = read(repository / name / "1")
     config, provenance = run_folder.read_run(folder)
     measured = json.loads((folder / "metrics.json").read_text())
+    served = read_certificate(repository / name / "1" / "certificate.json").forms["onnx"]
     assert (manifest.name, manifest.version) == (name, 1)
     assert (manifest.inputs, manifest.outputs) == tensor_specs(graph_of(repository, name))
     assert manifest.lineage.checkpoint_sha256 == sha256(folder / "checkpoint.safetensors")
     assert manifest.lineage.config_sha256 == sha256(folder / "config.yaml")
     assert manifest.lineage.commit == provenance["commit"]
-    assert manifest.metrics.values == measured["values"]
+    assert manifest.metrics.values == measured["values"] | served.metrics
     assert manifest.metrics.seed == config.seed
     split = provenance["split"]
     assert (manifest.metrics.dataset, manifest.metrics.split) == (split, "test")
@@ -95,6 +123,16 @@ def test_a_manifest_tells_what_the_run_and_the_graph_are(
         assert manifest.input is not None
         assert (manifest.input.height, manifest.input.width) == (64, 64)
         assert manifest.input.golden_sha256 == golden_sha256(64, 64)
+
+
+@pytest.mark.parametrize("name", ALL_GRAPHS)
+def test_a_manifest_lists_every_file_and_the_golden_answer(name: str, repository: Path) -> None:
+    folder = repository / name / "1"
+    manifest = read(folder)
+    assert set(manifest.files) == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert manifest.golden.outputs
+    answered = Session(folder / "model.onnx", threads=1).run(**golden_inputs(manifest))
+    assert disagreement(manifest.golden, answered) is None
 
 
 @pytest.mark.parametrize("name", ALL_GRAPHS)
@@ -116,12 +154,12 @@ def test_the_words_of_the_manifest_are_those_of_the_card(
 
 @pytest.mark.parametrize("name", ALL_GRAPHS)
 def test_triton_is_told_the_graphs_own_tensors(name: str, repository: Path) -> None:
-    config = text_format.Parse(
-        (repository / name / "config.pbtxt").read_text(), triton.ModelConfig()
-    )
+    text = (repository / name / "config.pbtxt").read_text()
+    config = parse_config(text, name)
     graph = onnx.load(graph_of(repository, name)).graph
     assert (config.name, config.backend) == (name, "onnxruntime")
     assert config.max_batch_size > 1
+    assert config.parameters["sha256.1"].string_value == sha256(graph_of(repository, name))
     for told, own in ((config.input, graph.input), (config.output, graph.output)):
         assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in told] == [
             (
@@ -135,24 +173,40 @@ def test_triton_is_told_the_graphs_own_tensors(name: str, repository: Path) -> N
 
 @pytest.mark.parametrize("name", ALL_GRAPHS)
 def test_a_certificate_tells_what_was_compared(name: str, repository: Path) -> None:
-    text = (repository / name / "1" / "certificate.json").read_text()
-    certificate = Certificate.model_validate_json(text)
+    folder = repository / name / "1"
+    certificate = read_certificate(folder / "certificate.json")
+    assert (certificate.model, certificate.version) == (name, 1)
     assert certificate.tiles == (10 if name == "jtts" else 12)
-    assert certificate.bytes == graph_of(repository, name).stat().st_size
-    assert certificate.differences and certificate.decisions
-    assert all(found.differing == 0 < found.compared for found in certificate.decisions.values())
-    assert certificate.metrics["torch"]
-    # Tiles that a network of one epoch cannot tell apart change places in a ranking.
-    assert certificate.metrics["onnx"] == pytest.approx(certificate.metrics["torch"], abs=0.05)
-    assert certificate.onnxruntime == onnxruntime.__version__
+    assert list(certificate.forms) == ["torch", "onnx", "torchscript", "int8", "batch1", "triton"]
+    assert certificate.forms["triton"].reasons == ["not asked for"]
+    assert certificate.forms["triton"].verdict == "not run"
+    torch_metrics = certificate.forms["torch"].metrics
+    assert certificate.task_metric in torch_metrics
+    for form in ("onnx", "torchscript"):
+        told = certificate.forms[form]
+        assert told.differences and told.decisions
+        assert all(one.limit == 1e-3 for one in told.differences.values())
+        assert all(found.differing == 0 < found.compared for found in told.decisions.values())
+        assert told.metrics.keys() == torch_metrics.keys()
+        assert told.bytes == (folder / str(told.file)).stat().st_size
+    for form in ("torch", "onnx", "torchscript"):
+        assert [one.batch for one in certificate.forms[form].speed] == list(BATCHES)
+    assert torch.__version__.startswith(certificate.software["torch"])
+    assert certificate.gates == GATES
+    readable = (folder / "certificate.md").read_text()
+    assert name in readable and certificate.task_metric in readable
 
 
 @pytest.mark.parametrize("name", ALL_GRAPHS)
-def test_a_graph_tells_nothing_of_the_machine_that_wrote_it(name: str, repository: Path) -> None:
-    content = graph_of(repository, name).read_bytes()
-    here = Path(__file__).resolve().parents[2]
-    for path in (str(here), "site-packages", ".venv", str(Path.home()), "export/graphs.py"):
-        assert path.encode() not in content, path
+def test_a_version_tells_nothing_of_the_machine_that_wrote_it(
+    name: str, repository: Path, runs: Path, tiles: Path
+) -> None:
+    here = (ROOT, Path.home(), repository, runs, tiles)
+    words = (*map(str, here), "site-packages", ".venv", "export/graphs.py", ".export-")
+    for path in (repository / name).rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert [word for word in words if word.encode() in content] == [], path.name
 
 
 @pytest.mark.parametrize("name", ALL_GRAPHS)
@@ -266,21 +320,6 @@ def test_both_graphs_of_spatialnet_vit_together_answer_as_torch_does(
 
 # A second export, and exports that fail
 
-Write = Callable[[Source, Path], float]
-
-
-def writing(repository: Path, damage: Callable[[onnx.ModelProto], None] | None = None) -> Write:
-    """What writes a graph: the one that was exported before, damaged. Saves half a minute."""
-
-    def write(_source: Source, path: Path) -> float:
-        model = onnx.load(graph_of(repository, path.parent.name))
-        if damage is not None:
-            damage(model)
-        onnx.save(model, path)
-        return 0.0
-
-    return write
-
 
 def outputs_shifted(*names: str, by: float = 2e-3) -> Callable[[onnx.ModelProto], None]:
     """Damages a graph of these outputs so that each says a little more than it should."""
@@ -302,50 +341,81 @@ def outputs_shifted(*names: str, by: float = 2e-3) -> Callable[[onnx.ModelProto]
     return damage
 
 
-@pytest.fixture
-def copied(repository: Path, tmp_path: Path) -> Path:
-    """A repository that a test may change."""
-    return shutil.copytree(repository, tmp_path / "model_repository")
-
-
-def test_a_second_export_is_version_two_and_the_first_stays(
-    runs: Path, tiles: Path, copied: Path
+def test_a_second_export_is_version_two_and_the_first_is_served_on(
+    runs: Path, tiles: Path, copied: Path, writing: Writing
 ) -> None:
-    before = listing(copied / "signa")
-    (version,) = export_run(runs / "signa", copied, tiles)
+    writing()
+    before = listing(copied)
+    (version,) = export_run(runs / "signa", copied, tiles, UNTOLD)
     assert version == copied / "signa" / "2"
     assert read(version).version == 2
-    after = listing(copied / "signa")
-    assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {
-        "2",
-        "2/model.onnx",
-        "2/manifest.json",
-        "2/certificate.json",
+    after = listing(copied)
+    config = "signa/config.pbtxt"
+    assert {name: after[name] for name in before if name != config} == {
+        name: digest for name, digest in before.items() if name != config
     }
+    added = {name.removeprefix("signa/2/") for name in set(after) - set(before)}
+    assert added == {"signa/2", *FILES}
+    kept = Repository(copied)
+    assert kept.current("signa") == 1
+    assert kept.stale_configs() == {}
+    # Triton is told the second one's hash as well: it can be promoted at any time.
+    told = parse_config((copied / config).read_text(), config).parameters
+    assert told["sha256.2"].string_value == sha256(version / "model.onnx")
+
+
+def test_a_later_version_is_promoted_where_that_is_asked_for(
+    runs: Path, tiles: Path, copied: Path, writing: Writing
+) -> None:
+    writing()
+    export_run(runs / "spatialnet-vit", copied, tiles, UNTOLD, promote=True)
+    kept = Repository(copied)
+    promoted = {name: one.version for name, one in kept.state().promoted.items()}
+    assert promoted == {
+        "signa": 1,
+        "jtts": 1,
+        "spatialnet_vit_encoder": 2,
+        "spatialnet_vit_head": 2,
+    }
+    assert kept.state().promoted["spatialnet_vit_head"].previous == [1]
+    assert kept.stale_configs() == {}
 
 
 def test_the_next_version_counts_from_the_highest(
-    runs: Path, tiles: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tiles: Path, copied: Path, writing: Writing
 ) -> None:
-    (copied / "signa" / "1").rename(copied / "signa" / "9")
+    writing()
+    shutil.copytree(copied / "signa" / "1", copied / "signa" / "9")
     (copied / "signa" / "10_old").mkdir()
-    monkeypatch.setattr("export.bundle.write_onnx", writing_from(copied / "signa" / "9"))
-    assert export_run(runs / "signa", copied, tiles) == [copied / "signa" / "10"]
+    assert export_run(runs / "signa", copied, tiles, UNTOLD) == [copied / "signa" / "10"]
 
 
-def writing_from(version: Path) -> Write:
-    def write(_source: Source, path: Path) -> float:
-        shutil.copy(version / "model.onnx", path)
-        return 0.0
-
-    return write
+def test_a_served_int8_graph_is_what_the_manifest_is_about(
+    runs: Path, tiles: Path, copied: Path, writing: Writing
+) -> None:
+    writing()
+    gates = Gates(max_metric_loss=1e6, min_speedup=0, min_batch1_speedup=1e6)
+    options = Options(gates=gates, triton=False, drop=frozenset({"torchscript"}))
+    (version,) = export_run(runs / "signa", copied, tiles, options)
+    manifest = read(version)
+    assert (manifest.graph.precision, manifest.golden.tolerance) == ("int8", 5e-2)
+    first = copied / "signa" / "1"
+    assert sha256(version / "model.onnx") == sha256(first / "model.int8.onnx")
+    assert sha256(version / "model.fp32.onnx") == sha256(first / "model.onnx")
+    gone = {"manifest.json", "model.pt", "model.int8.onnx", "model.batch1.onnx"}
+    assert set(manifest.files) == FILES - gone | {"model.fp32.onnx"}
+    certificate = read_certificate(version / "certificate.json")
+    assert certificate.forms["int8"].verdict == "served"
+    assert manifest.metrics.values.items() >= certificate.forms["int8"].metrics.items()
+    answered = Session(version / "model.onnx").run(**golden_inputs(manifest))
+    strict = manifest.golden.model_copy(update={"tolerance": 1e-5})
+    assert disagreement(strict, answered) is None
 
 
 @pytest.mark.parametrize(
     ("model", "output", "said"),
     [
-        ("signa", "scores", r"signa: .*scores differs by 2\.\d+e-03 \(limit 1e-03, \w+\d\d\)"),
+        ("signa", "scores", r"signa: ONNX .*scores differs by 2\.\d+e-03 \(limit 1e-03, \w+\d\d\)"),
         ("signa", "evidence", r"signa: .*evidence differs"),
         ("jtts", "log_probs", r"jtts: .*log_probs differs"),
         ("spatialnet-vit", "land_use", r"spatialnet_vit_encoder: .*land_use differs"),
@@ -360,30 +430,27 @@ def test_an_export_that_disagrees_with_torch_leaves_the_repository_as_it_was(
     runs: Path,
     tiles: Path,
     copied: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    writing: Writing,
 ) -> None:
     before = listing(copied)
-    monkeypatch.setattr("export.bundle.write_onnx", writing(copied, outputs_shifted(output)))
+    writing(outputs_shifted(output))
     with pytest.raises(ExportError, match=said):
-        export_run(runs / model, copied, tiles)
+        export_run(runs / model, copied, tiles, UNTOLD)
     assert listing(copied) == before
 
 
 def test_another_decision_is_told_where_the_numbers_are_near(
-    runs: Path, tiles: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tiles: Path, copied: Path, writing: Writing
 ) -> None:
     # The threshold lies between torch's score and the file's, so near are they.
     config, _ = run_folder.read_run(runs / "signa")
     _, network = signa.load(runs / "signa", config)
     scores = signa.predict(network, signa.read_part(tiles, "test", 64).tiles)
     nearest = float(scores.flat[np.abs(scores - 0.5).argmin()])
-    shift = (0.5 - nearest) * 1.01
-    monkeypatch.setattr("export.certificate.MAX_DIFFERENCE", 1.0)
-    monkeypatch.setattr(
-        "export.bundle.write_onnx", writing(copied, outputs_shifted("scores", by=shift))
-    )
-    with pytest.raises(ExportError, match=r"[1-9]\d* of 204 labels differ"):
-        export_run(runs / "signa", copied, tiles)
+    writing(outputs_shifted("scores", by=(0.5 - nearest) * 1.01))
+    options = Options(gates=Gates(max_difference=1.0), triton=False)
+    with pytest.raises(ExportError, match=r"ONNX against torch: [1-9]\d* of 204 labels differ"):
+        export_run(runs / "signa", copied, tiles, options)
 
 
 def test_a_graph_that_cannot_be_written_leaves_the_repository_as_it_was(
@@ -393,9 +460,40 @@ def test_a_graph_that_cannot_be_written_leaves_the_repository_as_it_was(
         raise ValueError("not a graph")
 
     before = listing(copied)
-    monkeypatch.setattr(SignaGraph, "forward", refuse)
+    monkeypatch.setattr("export.onnx_file.torch.onnx.export", refuse)
     with pytest.raises(ExportError, match="SignaGraph"):
-        export_run(runs / "signa", copied, tiles)
+        export_run(runs / "signa", copied, tiles, UNTOLD)
+    assert listing(copied) == before
+
+
+def test_a_promotion_that_fails_takes_all_its_versions_out_again(
+    runs: Path, tiles: Path, copied: Path, writing: Writing
+) -> None:
+    writing()
+    # The encoder's configuration is written before that of the head turns out to be impossible.
+    blocked = copied / "spatialnet_vit_head" / "config.pbtxt"
+    blocked.unlink()
+    blocked.mkdir()
+    before = listing(copied)
+    with pytest.raises(BundleError, match=r"spatialnet_vit_head/config\.pbtxt"):
+        export_run(runs / "spatialnet-vit", copied, tiles, UNTOLD, promote=True)
+    assert listing(copied) == before
+
+
+def test_a_first_export_that_cannot_be_promoted_leaves_no_model(
+    runs: Path, tiles: Path, copied: Path, writing: Writing
+) -> None:
+    writing()
+    shutil.rmtree(copied / "signa")
+    state = copied / "repository.json"
+    promoted = json.loads(state.read_text())
+    del promoted["promoted"]["signa"]
+    # An encoder that is gone: nothing can be promoted as long as its head is.
+    state.write_text(json.dumps(promoted))
+    (copied / "signa" / "config.pbtxt").mkdir(parents=True)
+    before = listing(copied)
+    with pytest.raises(BundleError, match=r"signa/config\.pbtxt"):
+        export_run(runs / "signa", copied, tiles, UNTOLD)
     assert listing(copied) == before
 
 
@@ -407,28 +505,16 @@ def test_a_run_measured_on_another_split_is_not_exported(
     provenance["split_sha256"]["test"] = "0" * 64
     (other / "run.json").write_text(json.dumps(provenance))
     with pytest.raises(ExportError, match=r"split ucm: .* test list 000000000000"):
-        export_run(other, tmp_path / "model_repository", tiles)
+        export_run(other, tmp_path / "model_repository", tiles, UNTOLD)
     assert not (tmp_path / "model_repository").exists()
-
-
-@pytest.mark.parametrize("missing", ["metrics.json", "checkpoint.safetensors", "run.json"])
-@pytest.mark.parametrize("model", MODEL_NAMES)
-def test_an_unfinished_run_is_not_exported(
-    model: ModelName, missing: str, runs: Path, tiles: Path, tmp_path: Path
-) -> None:
-    unfinished = shutil.copytree(runs / model, tmp_path / "run")
-    (unfinished / missing).unlink()
-    with pytest.raises(RunError, match=re.escape(missing)):
-        export_run(unfinished, tmp_path / "model_repository", tiles)
-    assert not list((tmp_path / "model_repository").rglob("*"))
 
 
 def test_an_export_needs_the_tiles_that_prove_it(runs: Path, tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="absent: no such folder"):
-        export_run(runs / "signa", tmp_path / "models", tmp_path / "absent")
+        export_run(runs / "signa", tmp_path / "models", tmp_path / "absent", UNTOLD)
     bare = shutil.copytree(tiles, tmp_path / "bare", ignore=shutil.ignore_patterns("images"))
     with pytest.raises(DataError, match="bare"):
-        export_run(runs / "signa", tmp_path / "models", bare)
+        export_run(runs / "signa", tmp_path / "models", bare, UNTOLD)
     assert not (tmp_path / "models").exists()
 
 
@@ -436,25 +522,34 @@ def test_an_export_needs_the_tiles_that_prove_it(runs: Path, tiles: Path, tmp_pa
 
 
 def test_the_command_shows_what_the_comparison_found(
-    runs: Path, tiles: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tiles: Path, copied: Path, writing: Writing
 ) -> None:
-    monkeypatch.setattr("export.bundle.write_onnx", writing(copied))
+    writing()
+    options = ["--no-triton", "--promote", "--drop", "torchscript", "--min-speedup", "0"]
+    options += ["--max-loss", "1000000"]
     arguments = [str(runs / "signa"), "--data", str(tiles), "--repository", str(copied)]
-    told = CliRunner().invoke(build(), ["export", *arguments])
+    told = CliRunner().invoke(build(), ["export", *arguments, *options], env={"COLUMNS": "200"})
     assert told.exit_code == 0, told.output
     assert "signa/2" in told.stdout.replace("\n", "")
-    assert re.search(r"scores: largest difference \S+ \(limit 1e-03\)", told.stdout)
-    assert "labels: 0 of 204 differ" in told.stdout
+    assert re.search(r"onnx +kept .*0 differ", told.stdout)
+    assert re.search(r"int8 +served ", told.stdout)
+    assert "torchscript: file not kept" in told.stdout
+    assert "triton: not asked for" in told.stdout
+    assert not (copied / "signa" / "2" / "model.pt").exists()
+    assert Repository(copied).current("signa") == 2
 
 
 def test_a_failing_command_says_why_and_exits_with_two(
-    runs: Path, tiles: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    runs: Path, tiles: Path, copied: Path, writing: Writing, tmp_path: Path
 ) -> None:
-    damage = outputs_shifted("scores")
-    monkeypatch.setattr("export.bundle.write_onnx", writing(copied, damage))
-    for folder, said in ((runs / "signa", "scores differs"), (tmp_path / "absent", "no such run")):
-        arguments = [str(folder), "--data", str(tiles), "--repository", str(copied)]
-        told = CliRunner().invoke(build(), ["export", *arguments])
+    writing(outputs_shifted("scores"))
+    for folder, options, said in (
+        (runs / "signa", [], "scores differs"),
+        (runs / "signa", ["--drop", "everything"], "--drop everything: no such form"),
+        (tmp_path / "absent", [], "no such run"),
+    ):
+        arguments = [str(folder), "--data", str(tiles), "--repository", str(copied), *options]
+        told = CliRunner().invoke(build(), ["export", "--no-triton", *arguments])
         assert told.exit_code == 2, told.output
         assert "tilesight export: " in told.stderr
         assert said in told.stderr

@@ -1,6 +1,7 @@
 """Tiny real bundles: ONNX graphs with the tensors of the real models, made by hand in a second.
 
-Every output depends on the tile's colours, so that an answer given to the wrong tile is seen.
+Every output depends on the tile's colours, so that an answer given to the wrong tile is seen, and
+on the version, so that an answer of the wrong version is.
 """
 
 import json
@@ -110,8 +111,11 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
 TILES = TensorSpec(name="tiles", dtype="uint8", shape=[-1, SIDE, SIDE, 3])
 
 
-def labels_graph(bias: float = -3.0) -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
+def labels_graph(
+    version: int = 1, bias: float = -3.0
+) -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
     """Blue means water, green trees, red sand, brightness buildings."""
+    bias -= (version - 1) / 8
     maker = GraphMaker()
     weights = np.array([[-6, -6, 9, 3], [-6, 9, -6, 3], [9, -6, -6, 3]])  # (3, L)
     maker.node("Sigmoid", [maker.linear(maker.mean_colour(), weights, bias)], "scores")
@@ -124,7 +128,28 @@ def labels_graph(bias: float = -3.0) -> tuple[bytes, list[TensorSpec], list[Tens
     return maker.model([TILES], outputs), [TILES], outputs
 
 
-def caption_graph() -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
+def slow_graph(steps: int = 2500) -> bytes:
+    """The labels' tensors, after a second or two of multiplications that change nothing."""
+    maker = GraphMaker()
+    colour = maker.mean_colour()
+    side = maker.constant(np.eye(256, dtype=np.float32))
+    product = maker.node("Mul", [side, maker.node("ReduceMean", [colour], keepdims=0)])
+    for _ in range(steps):
+        product = maker.node("MatMul", [product, side])
+    nothing = maker.node("Mul", [maker.node("ReduceMean", [product], keepdims=0), _zero(maker)])
+    weights = np.array([[-6, -6, 9, 3], [-6, 9, -6, 3], [9, -6, -6, 3]])
+    logits = maker.node("Add", [maker.linear(colour, weights, -3.0), nothing])
+    maker.node("Sigmoid", [logits], "scores")
+    kernels = maker.constant(weights.T.reshape(len(LABELS), 3, 1, 1).astype(np.float32))
+    maker.node("Conv", [maker.grid(), kernels], "evidence")
+    return maker.model([TILES], labels_graph()[2])
+
+
+def _zero(maker: GraphMaker) -> str:
+    return maker.constant(np.array(0, np.float32))
+
+
+def caption_graph(version: int = 1) -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
     """ "A dark place" or "A bright place" first; the beams beyond the asked ones are filler."""
     maker = GraphMaker()
     colour = maker.mean_colour()
@@ -137,7 +162,8 @@ def caption_graph() -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
     maker.node("Gather", [maker.constant(np.array([dark, light])), row], "tokens", axis=0)
     rank = maker.constant(np.arange(BEAMS)[None])  # (1, K)
     kept = maker.node("Less", [rank, "beams"])  # (N, K)
-    scores = maker.constant(np.array([[-0.5, -1.0, -1.5]], np.float32))
+    worse = (version - 1) / 8
+    scores = maker.constant(np.array([[-0.5, -1.0, -1.5]], np.float32) - np.float32(worse))
     maker.node("Where", [kept, scores, maker.constant(np.array(-np.inf, np.float32))], "log_probs")
     weights = np.array([[4, 0, 0], [4, 0, 9], [4, 9, 0]])
     maker.node("Sigmoid", [maker.linear(colour, weights, -3.0)], "attributes")
@@ -153,12 +179,13 @@ def caption_graph() -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
     return maker.model(inputs, outputs), inputs, outputs
 
 
-def encoder_graph() -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
-    """The memory is the grid of mean colours."""
+def encoder_graph(version: int = 1) -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
+    """The memory is the grid of mean colours, darker in later versions."""
     maker = GraphMaker()
     flat = maker.node("Reshape", [maker.grid(), maker.constant(np.array([0, 3, 49]))])
     memory = maker.node("Transpose", [flat], perm=[0, 2, 1])
-    maker.node("Div", [memory, maker.constant(np.array(255, np.float32))], "memory")
+    scale = 255 * (1 + (version - 1) / 8)
+    maker.node("Div", [memory, maker.constant(np.array(scale, np.float32))], "memory")
     weights = np.array([[0, 0], [5, 0], [0, 5]])
     maker.node("Softmax", [maker.linear(maker.mean_colour(), weights)], "land_use", axis=-1)
     outputs = [
@@ -168,12 +195,14 @@ def encoder_graph() -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
     return maker.model([TILES], outputs), [TILES], outputs
 
 
-def head_graph() -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
+def head_graph(version: int = 1) -> tuple[bytes, list[TensorSpec], list[TensorSpec]]:
     """Green says yes to "trees", "how many" asks for a number, "what" for a theme."""
     maker = GraphMaker()
     axes = maker.constant(np.array([1]))
     colour = maker.node("ReduceMean", ["memory", axes], keepdims=0)  # (N, 3)
-    seen = maker.linear(colour, np.array([[0, 1, 0, 0, 0], [4, 0, 2, 0, 0], [0, 2, 0, 4, 0]]))
+    weights = np.array([[0, 1, 0, 0, 0], [4, 0, 2, 0, 0], [0, 2, 0, 4, 0]]) + (version - 1) / 3
+    weights[:, 0] -= (version - 1) / 2
+    seen = maker.linear(colour, weights)
     words = np.zeros((len(QUESTION_WORDS), len(ANSWERS)), np.float32)
     words[QUESTION_WORDS.index("trees"), :2] = 6
     words[QUESTION_WORDS.index("what"), 2:4] = 12
@@ -217,7 +246,7 @@ MODELS = {
 def write_bundle(root: Path, name: str, version: int = 1) -> Path:
     """The version folder of the named tiny model, written under the repository."""
     make, head = MODELS[name]
-    graph, inputs, outputs = make()
+    graph, inputs, outputs = make(version)
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph)
@@ -262,9 +291,9 @@ def record_golden(folder: Path) -> None:
     edit_manifest(folder, "golden", value=record(manifest, outputs).model_dump())
 
 
-def write_repository(root: Path) -> Path:
-    """A repository with all four models."""
-    folders = {name: write_bundle(root, name) for name in MODELS}
+def write_repository(root: Path, version: int = 1) -> Path:
+    """A repository with the version of all four models, beside what is there."""
+    folders = {name: write_bundle(root, name, version) for name in MODELS}
     encoder = sha256(folders[ANSWER_HEAD.encoder] / "model.onnx")
     edit_manifest(folders["spatialnet_vit_head"], "head", "encoder_sha256", value=encoder)
     return root
@@ -281,9 +310,9 @@ def edit_manifest(folder: Path, *path: str, value: object) -> None:
     file.write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def replace_graph(repository: Path, name: str, graph: bytes) -> Path:
+def replace_graph(repository: Path, name: str, graph: bytes, version: int = 1) -> Path:
     """Another graph under the same manifest, the hash made to fit."""
-    folder = repository / name / "1"
+    folder = repository / name / str(version)
     (folder / "model.onnx").write_bytes(graph)
     digest = sha256(folder / "model.onnx")
     edit_manifest(folder, "files", "model.onnx", value=digest)

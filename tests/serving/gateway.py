@@ -1,12 +1,15 @@
 """Gateways to test: in the process, or behind a real socket; and tiles to send them."""
 
 import io
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi.testclient import TestClient
@@ -45,6 +48,43 @@ def served(settings: Settings) -> Iterator[tuple[str, int]]:
         thread.join(30)
         listener.close()
     assert not thread.is_alive()
+
+
+def post(
+    address: tuple[str, int], path: str, body: bytes, timeout: float = 60
+) -> tuple[int, dict[str, Any]]:
+    """Status and document of the answer to an image sent over a connection of its own."""
+    connection = HTTPConnection(*address, timeout=timeout)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "image/png"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def get(address: tuple[str, int], path: str) -> str:
+    """The text of the answer."""
+    connection = HTTPConnection(*address, timeout=60)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
+def versions(address: tuple[str, int]) -> dict[str, int]:
+    """The version of each model that is served."""
+    return {one["name"]: one["version"] for one in json.loads(get(address, "/models"))["models"]}
+
+
+def rounded(value: object) -> object:
+    """The answer with its numbers cut to what a batch may change."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:

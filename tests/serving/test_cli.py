@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -94,6 +95,18 @@ def test_missing_models_are_a_message_and_a_status(tmp_path: Path, name: str) ->
     last = answer.stderr.splitlines()[-1]
     assert last.startswith(f"tilesight {name}: absent: no such model repository")
     assert "Traceback" not in answer.stderr
+
+
+def test_a_triton_that_is_not_there_is_a_message_and_a_status(
+    shared_repository: Path, tiles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("TILESIGHT_RUNTIME", "triton")
+    monkeypatch.setenv("TILESIGHT_TRITON_URL", f"127.0.0.1:{port}")
+    answer = run("describe", tiles[0], "--model-repository", shared_repository)
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("tilesight describe: Triton does not answer")
 
 
 def test_a_misspelt_setting_is_a_message_and_a_status(

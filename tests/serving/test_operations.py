@@ -121,5 +121,5 @@ def test_openapi_tells_failures_as_problem_documents(client: TestClient) -> None
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path in ("/labels", "/caption", "/vqa"):
         responses = document["paths"][path]["post"]["responses"]
-        for status in ("400", "408", "413", "415", "422", "500", "503"):
+        for status in ("400", "408", "413", "415", "422", "500", "503", "504"):
             assert list(responses[status]["content"]) == ["application/problem+json"]

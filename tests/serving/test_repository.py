@@ -10,7 +10,7 @@ from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.repository import open_served
 from tests.serving import bundles
-from tests.serving.gateway import settings_for, started
+from tests.serving.gateway import settings_for, started, wait_for
 from tilesight.errors import BundleError, ManifestError, TilesightError
 
 
@@ -23,9 +23,9 @@ def refusal(repository: Path, kind: type[TilesightError] = BundleError, **option
 async def loading_refusal(repository: Path) -> str:
     engine = Engine(settings_for(repository), Metrics())
     with pytest.raises(BundleError) as caught:
-        await engine.start()
-    engine.close()
-    assert not engine.ready
+        await engine.models.start()
+    await engine.models.close()
+    assert not engine.models.ready
     return str(caught.value)
 
 
@@ -174,6 +174,7 @@ def test_the_gateway_says_whom_it_waits_for(repository: Path) -> None:
     folder = bundles.replace_graph(repository, "jtts", b"no graph")
     app = create_app(settings_for(repository), told.append)
     with TestClient(app) as client:
+        wait_for(lambda: bool(told))
         assert client.get("/readyz").status_code == 503
     (failure,) = told
     assert str(folder) in str(failure)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import usable_cores
+from tilesight.cores import usable_cores
 from serving.settings import Settings
 from tilesight.errors import ConfigError
 
@@ -28,9 +28,18 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings.from_environment()
 
 
-def test_the_variable_of_the_tests_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TILESIGHT_DATA", "/somewhere")
+@pytest.mark.parametrize("name", ["TILESIGHT_DATA", "TILESIGHT_TRITON_HOME"])
+def test_variables_of_others_are_none_of_ours(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "/somewhere")
     assert Settings.from_environment().port == 8000
+
+
+def test_the_key_of_triton_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILESIGHT_TRITON_KEY", "open sesame")
+    settings = Settings.from_environment()
+    assert settings.triton_key is not None
+    assert settings.triton_key.get_secret_value() == "open sesame"
+    assert "sesame" not in str(settings.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +52,12 @@ def test_the_variable_of_the_tests_is_none_of_ours(monkeypatch: pytest.MonkeyPat
         ("HOST", "http://x"),
         ("HOST", ""),
         ("BODY_TIMEOUT_S", "-1"),
+        ("DEADLINE_S", "0"),
+        ("FOLLOW_S", "-1"),
+        ("RUNTIME", "tensorrt"),
+        ("TRITON_URL", "http://127.0.0.1:8001"),
+        ("TRITON_URL", "127.0.0.1"),
+        ("TRITON_CONTROL", "perhaps"),
     ],
 )
 def test_an_impossible_value_is_named(

@@ -5,7 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.serving import bundles
-from tests.serving.gateway import tile
+from tests.serving.gateway import rounded, tile
 
 PNG = {"Content-Type": "image/png"}
 
@@ -14,15 +14,6 @@ def ask(client: TestClient, path: str, colour: str = "blue") -> dict[str, Any]:
     answer = client.post(path, content=tile(colour), headers=PNG)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def rounded(value: object) -> object:
-    """The answer with its numbers cut to what a batch may change."""
-    if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    return round(value, 5) if isinstance(value, float) else value
 
 
 def test_labels_are_all_there_best_first(client: TestClient) -> None:
