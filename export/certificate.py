@@ -40,7 +40,7 @@ class Decision(_Record):
 
 
 class Speed(_Record):
-    """Milliseconds a tile at one batch size: the median of the repeats, and half their range."""
+    """Milliseconds a tile at one batch size: the median, and half the quartiles' distance."""
 
     batch: int
     ms_per_tile: float

@@ -1,5 +1,6 @@
 """All forms of one graph: written, held against torch on real tiles, and judged by their gates."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,10 @@ from export.speed import batch_curves, best, speedup
 from export.torchscript import TORCHSCRIPT_NAME, TorchScriptModel, write_torchscript
 from tilesight.cores import usable_cores
 from tilesight.errors import ExportError
-from tilesight.manifest import MODEL_NAME
+from tilesight.manifest import BATCH1_NAME, MODEL_NAME
 
 FLOAT_NAME = "model.fp32.onnx"
 INT8_NAME = "model.int8.onnx"
-BATCH1_NAME = "model.batch1.onnx"
 # Convolutions at the start that stay float32 beside int8: none if that loses little, else some.
 _FLOAT_CONVOLUTIONS = (0, 3, 9)
 # At which the recipes' speeds are compared.
@@ -206,12 +206,27 @@ def fit_int8(part: Part, source: Path, target: Path, gates: Gates) -> str:
     Raises:
         ExportError: the graph cannot be quantised.
     """
+    # Beside the target, so that renaming is one step; a failing recipe leaves no candidate.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fit-") as folder:
+        candidates = _candidates(part, source, Path(folder))
+        fast = [one for one in candidates if one.speedup >= gates.min_speedup]
+        chosen = (
+            min(fast, key=lambda one: one.distance)
+            if fast
+            else max(candidates, key=lambda one: one.speedup)
+        )
+        chosen.path.rename(target)
+    return f"chosen {'; '.join(one.recipe for one in sorted(candidates, key=chosen.__ne__))}"
+
+
+def _candidates(part: Part, source: Path, folder: Path) -> list[_Candidate]:
+    """The graph quantised by each recipe."""
     before = Session(source, usable_cores())
     expected = part.outputs(before, "val")[part.shown.output]
     convolutional = any(node.op_type == "Conv" for node in onnx.load(source).graph.node)
     candidates = []
     for count in _FLOAT_CONVOLUTIONS if convolutional else (0,):
-        path = target.with_name(f"{count}.{target.name}")
+        path = folder / f"{count}.onnx"
         write_int8(source, path, part.calibration, count)
         after = Session(path, usable_cores())
         distance = float(np.abs(part.outputs(after, "val")[part.shown.output] - expected).mean())
@@ -221,16 +236,7 @@ def fit_int8(part: Part, source: Path, target: Path, gates: Gates) -> str:
             f"as fast, {part.shown.output} {distance:.2g} off on average on validation tiles"
         )
         candidates.append(_Candidate(path, recipe, faster, distance))
-    fast = [one for one in candidates if one.speedup >= gates.min_speedup]
-    chosen = (
-        min(fast, key=lambda one: one.distance)
-        if fast
-        else max(candidates, key=lambda one: one.speedup)
-    )
-    chosen.path.rename(target)
-    for one in candidates:
-        one.path.unlink(missing_ok=True)
-    return f"chosen {'; '.join(one.recipe for one in sorted(candidates, key=chosen.__ne__))}"
+    return candidates
 
 
 def too_lossy(loss: float, metric: str, gates: Gates) -> list[str]:

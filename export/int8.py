@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 from numpy.typing import NDArray
@@ -143,7 +144,9 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        # An attention mask, which stays float32, is as large as floats are: its range is infinite.
+        errors = np.errstate(over="ignore", invalid="ignore")
+        with contextlib.redirect_stdout(io.StringIO()), errors:
             yield
     finally:
         logging.disable(before)

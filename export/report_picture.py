@@ -26,7 +26,11 @@ _COLOURS = {
 
 def drawn(certificate: Certificate, tile_of: Callable[[str], NDArray[np.uint8]]) -> Figure:
     """Speed and task metric above, the worst tiles below; `tile_of` has their pictures."""
-    tiles = furthest(certificate)[:_TILES]
+    # Forms of one precision mostly fail on the same tile, which is drawn once.
+    by_tile: dict[str, Worst] = {}
+    for worst in furthest(certificate):
+        by_tile.setdefault(worst.tile, worst)
+    tiles = list(by_tile.values())[:_TILES]
     lines = 1 + len(tiles)
     figure = Figure(figsize=(12, 0.6 + 3.6 * lines), layout="constrained")
     figure.suptitle(

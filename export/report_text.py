@@ -25,7 +25,7 @@ def report_text(certificate: Certificate, picture: str) -> str:
         "## Figures on these tiles",
         _figures(certificate),
         "## Milliseconds a tile",
-        "The median of the repeats, and half of their range.",
+        "The median of the repeats, and half of the distance between their quartiles.",
         _speeds(certificate),
         *(part for worst in furthest(certificate) for part in _worst(worst)),
     ]

@@ -47,13 +47,16 @@ def batch_curves(
 
 
 def speedup(before: Runner, after: Runner, inputs: dict[str, NDArray[Any]]) -> float:
-    """How many times as fast `after` answers these inputs as `before` does; they take turns."""
-    times: dict[Runner, list[float]] = {before: [], after: []}
-    for _ in range(_WARM_UP + 2 * _REPEATS):
-        for runner, measured in times.items():
-            measured.append(_milliseconds(runner, inputs))
-    first, second = (np.median(measured[_WARM_UP:]) for measured in times.values())
-    return float(first / second)
+    """How many times as fast `after` answers these inputs as `before` does.
+
+    The two take turns, and the median is that of the pairs' ratios: what slows the machine for a
+    while slows both of a pair.
+    """
+    ratios = [
+        _milliseconds(before, inputs) / _milliseconds(after, inputs)
+        for _ in range(_WARM_UP + 4 * _REPEATS)
+    ]
+    return float(np.median(ratios[_WARM_UP:]))
 
 
 def best(curve: list[Speed]) -> float:
@@ -71,7 +74,7 @@ def _speed(batch: int, times: list[float]) -> Speed:
     return Speed(
         batch=batch,
         ms_per_tile=round(float(np.median(times)), 4),
-        spread=round((max(times) - min(times)) / 2, 4),
+        spread=round(float(np.subtract(*np.percentile(times, (75, 25)))) / 2, 4),
     )
 
 

@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,12 +80,20 @@ def runs(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def few_batches() -> Iterator[None]:
     """Speed is measured at two batch sizes, and TorchScript does not compile itself for each."""
-    strategy = torch.jit.set_fusion_strategy([])
+    strategy = _fuse([])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.speed.BATCHES", BATCHES)
         patch.setattr("export.speed._REPEATS", 3)
         yield
-    torch.jit.set_fusion_strategy(strategy)
+    _fuse(strategy)
+
+
+def _fuse(strategy: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Says how often TorchScript compiles a graph for new shapes; returns what was said before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as all of TorchScript
+        before: list[tuple[str, int]] = torch.jit.set_fusion_strategy(strategy)
+    return before
 
 
 @pytest.fixture(scope="package")

@@ -15,6 +15,7 @@ from tilesight.manifest import LabelsHead
 
 LABELS = ["water", "trees", "sand"]
 SIDE = 8
+_TILES = 9  # in each part of the split
 
 
 class Convolutions(nn.Module):
@@ -79,7 +80,7 @@ class TinyPart(Part):
                 nn.init.xavier_uniform_(parameter)
         random = np.random.default_rng(seed)
         self.tiles: dict[str, NDArray[np.uint8]] = {
-            which: random.integers(0, 256, (9, SIDE, SIDE, 3), dtype=np.uint8)
+            which: random.integers(0, 256, (_TILES, SIDE, SIDE, 3), dtype=np.uint8)
             for which in ("train", "val", "test")
         }
         self.asked: list[Which] = []
@@ -95,7 +96,7 @@ class TinyPart(Part):
 
     @property
     def _stems(self) -> list[str]:
-        return [f"tile{index}" for index in range(len(self.tiles["test"]))]
+        return [f"tile{index}" for index in range(_TILES)]
 
     def outputs(self, form: Runner, which: Which) -> Outputs:
         """The scores."""

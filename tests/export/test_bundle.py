@@ -18,6 +18,7 @@ from export.certificate import Gates, read_certificate
 from export.forms import Options
 from export.graphs import SignaGraph
 from export.onnx_file import Session, tensor_specs
+from export.torchscript import TorchScriptModel
 from tests.conftest import ROOT
 from tests.export.conftest import BATCHES, GATES, GRAPHS, UNTOLD, Writing
 from tilesight.cli import build
@@ -255,6 +256,21 @@ def example_inputs(name: str, repository: Path) -> dict[str, NDArray[np.generic]
 
 
 # What the graphs answer
+
+
+@pytest.mark.parametrize("name", ALL_GRAPHS)
+def test_torchscript_answers_as_onnx_does(name: str, repository: Path) -> None:
+    inputs = example_inputs(name, repository)
+    whole = Session(graph_of(repository, name)).run(**inputs)
+    script = TorchScriptModel(repository / name / "1" / "model.pt", list(whole)).run(**inputs)
+    for output, value in whole.items():
+        if value.dtype == np.float32:
+            np.testing.assert_allclose(script[output], value, atol=1e-4, err_msg=output)
+        elif output != "tokens":  # rows beyond the asked width are filler
+            assert np.array_equal(script[output], value), output
+    for row, width in enumerate(inputs.get("beams", np.empty((0, 1), int))[:, 0]):
+        kept = slice(width)
+        assert np.array_equal(script["tokens"][row, kept], whole["tokens"][row, kept])
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -71,8 +71,18 @@ def test_times_are_of_one_tile() -> None:
         assert fast.spread >= 0
 
 
-def test_the_median_is_told_and_half_the_range() -> None:
-    assert speed._speed(4, [3.0, 1.0, 9.0]) == Speed(batch=4, ms_per_tile=3.0, spread=4.0)
+def test_one_interruption_changes_neither_median_nor_spread() -> None:
+    for slowest in (5.0, 100.0):
+        told = speed._speed(4, [3.0, 1.0, slowest, 2.0, 4.0])
+        assert told == Speed(batch=4, ms_per_tile=3.0, spread=1.0)
+
+
+def test_a_speedup_is_of_pairs_that_take_turns() -> None:
+    calls: list[Call] = []
+    before, after = Noted("before", calls, 0.003), Noted("after", calls, 0.001)
+    assert 1.5 < speed.speedup(before, after, feeds(1)) < 4
+    assert [name for name, _ in calls] == ["before", "after"] * (len(calls) // 2)
+    assert len(calls) >= 20
 
 
 def test_the_best_is_at_the_batch_that_suits_the_form() -> None:
