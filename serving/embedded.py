@@ -113,7 +113,10 @@ class EmbeddedRuntime:
 
     def _session(self, graph: Path) -> ort.InferenceSession:
         try:
-            return ort.InferenceSession(str(graph), self._options(), providers=self._providers())
+            # From bytes: data beside the file, which no manifest lists, is not read.
+            return ort.InferenceSession(
+                graph.read_bytes(), self._options(), providers=self._providers()
+            )
         # ONNX Runtime raises its own classes, all of them straight from Exception.
         except Exception as error:
             raise BundleError(f"{graph}: ONNX Runtime cannot load it: {error}") from error

@@ -243,7 +243,7 @@ def tiny_models(tmp_path: Path) -> Path:
     return write_repository(tmp_path / "model_repository")
 
 
-@pytest.mark.parametrize("location", ["../../../outside.bin", "/etc/hostname"])
+@pytest.mark.parametrize("location", ["../../../outside.bin", "/etc/hostname", "beside.bin"])
 def test_a_graph_with_values_in_another_file_is_not_served(
     location: str, tiny_models: Path
 ) -> None:

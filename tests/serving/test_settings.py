@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tilesight.cores import usable_cores
 from serving.settings import Settings
+from tilesight.cores import usable_cores
 from tilesight.errors import ConfigError
 
 
