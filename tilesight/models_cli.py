@@ -175,7 +175,8 @@ def _table(*columns: str) -> Table:
 def _show_entries(found: Sequence[Entry]) -> None:
     console = _console()
     table = _table("version", "served", "file", "figures", "measured on", "commit")
-    table.columns[0].no_wrap = True
+    for column in (0, 3):
+        table.columns[column].no_wrap = True
     for entry in found:
         table.add_row(*_cells(entry))
     console.print(table)
