@@ -1,21 +1,18 @@
 """All forms of one graph: written, held against torch on real tiles, and judged by their gates."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import onnx
 
 from export.batch1 import batch1_speedup, write_batch1
 from export.certificate import Form, FormName, Gates, Verdict, Worst, disagreements
-from export.int8 import write_int8
+from export.int8_choice import fit_int8
 from export.onnx_file import Session, write_onnx
 from export.part import Part
 from export.runner import Outputs, Runner
-from export.speed import batch_curves, best, speedup
+from export.speed import batch_curves, best
 from export.torchscript import TORCHSCRIPT_NAME, TorchScriptModel, write_torchscript
 from tilesight.cores import usable_cores
 from tilesight.errors import ExportError
@@ -23,10 +20,6 @@ from tilesight.manifest import BATCH1_NAME, MODEL_NAME
 
 FLOAT_NAME = "model.fp32.onnx"
 INT8_NAME = "model.int8.onnx"
-# Convolutions at the start that stay float32 beside int8: none if that loses little, else some.
-_FLOAT_CONVOLUTIONS = (0, 3, 9)
-# At which the recipes' speeds are compared.
-_CHOICE_BATCH = 8
 
 # Under which name each form is written; the one that is served is renamed.
 _FILES: dict[FormName, str] = {
@@ -138,105 +131,59 @@ def write_forms(part: Part, folder: Path, checkpoint: Path, options: Options, sa
     Raises:
         ExportError: a form that computes as torch does (ONNX, TorchScript) does not agree with it.
     """
-    gates = options.gates
-    limit = None if options.half_weights else gates.max_difference
-    files = {name: folder / file for name, file in _FILES.items()}
     say(f"{part.name}: torch on the test tiles")
     examiner = Examiner(part, checkpoint)
+    say(f"{part.name}: ONNX")
+    share = write_onnx(part.source, folder / FLOAT_NAME, options.half_weights)
     runners: dict[FormName, Runner] = {"torch": part.source.torch}
     forms: dict[FormName, Form] = {"torch": examiner.torch}
-
-    say(f"{part.name}: ONNX")
-    share = write_onnx(part.source, files["onnx"], options.half_weights)
-    runners["onnx"] = Session(files["onnx"], usable_cores())
-    forms["onnx"] = examiner.examine("onnx", runners["onnx"], files["onnx"], limit)
-    examiner.require("ONNX", forms["onnx"], gates)
-
-    say(f"{part.name}: TorchScript")
-    write_torchscript(part.source, files["torchscript"])
-    runners["torchscript"] = TorchScriptModel(files["torchscript"], part.source.outputs)
-    forms["torchscript"] = examiner.examine(
-        "torchscript", runners["torchscript"], files["torchscript"], gates.max_difference
-    )
-    examiner.require("TorchScript", forms["torchscript"], gates)
-
+    forms |= _exact(examiner, folder, options, runners, say)
     say(f"{part.name}: int8")
-    try:
-        recipe = fit_int8(part, files["onnx"], files["int8"], gates)
-    except ExportError as error:
-        forms["int8"] = Form(file=None, bytes=0, verdict="refused", reasons=[str(error)])
-    else:
-        runners["int8"] = Session(files["int8"], usable_cores())
-        tried = examiner.examine("int8", runners["int8"], files["int8"], None)
-        forms["int8"] = tried.model_copy(update={"reasons": [recipe]})
-
+    forms["int8"] = _int8(examiner, folder, options, runners)
     say(f"{part.name}: speed")
-    curves = batch_curves(runners, part.feeds)
-    forms = {name: form.model_copy(update={"speed": curves.get(name, [])})
-             for name, form in forms.items()}  # fmt: skip
+    for name, speed in batch_curves(runners, part.feeds).items():
+        forms[name] = forms[name].model_copy(update={"speed": speed})
     if "int8" in runners:
         forms["int8"] = _judged(forms, examiner, options)
     served: FormName = "int8" if forms["int8"].verdict == "served" else "onnx"
-    if served == "onnx":
-        forms["onnx"] = forms["onnx"].model_copy(update={"verdict": "served"})
-    files[served] = files[served].rename(folder / MODEL_NAME)
-    forms[served] = forms[served].model_copy(update={"file": MODEL_NAME})
-    forms["batch1"] = _batch1(part, folder, gates)
-    for name in _FILES:
-        forms[name] = _kept(forms[name], files[name], dropped=name in options.drop)
+    (folder / _FILES[served]).rename(folder / MODEL_NAME)
+    forms[served] = forms[served].model_copy(update={"file": MODEL_NAME, "verdict": "served"})
+    forms["batch1"] = _batch1(part, folder, options.gates)
+    for name, file in _FILES.items():
+        forms[name] = _kept(forms[name], folder / file, dropped=name in options.drop)
     return Forms(examiner, forms, served, share)
 
 
-class _Candidate(NamedTuple):
-    """An int8 graph, how fast it is, and how far from float32 on validation tiles."""
-
-    path: Path
-    recipe: str
-    speedup: float
-    distance: float
-
-
-def fit_int8(part: Part, source: Path, target: Path, gates: Gates) -> str:
-    """Writes the int8 graph of the recipe that suits the model; returns what was tried.
-
-    Of the recipes that are fast enough the one that stays closest to float32 on validation tiles,
-    of which the task's figures are too coarse to tell; else the fastest. Test tiles take no part
-    in the choice: the certificate judges with them.
-
-    Raises:
-        ExportError: the graph cannot be quantised.
-    """
-    # Beside the target, so that renaming is one step; a failing recipe leaves no candidate.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fit-") as folder:
-        candidates = _candidates(part, source, Path(folder))
-        fast = [one for one in candidates if one.speedup >= gates.min_speedup]
-        chosen = (
-            min(fast, key=lambda one: one.distance)
-            if fast
-            else max(candidates, key=lambda one: one.speedup)
-        )
-        chosen.path.rename(target)
-    return f"chosen {'; '.join(one.recipe for one in sorted(candidates, key=chosen.__ne__))}"
+def _exact(
+    examiner: Examiner, folder: Path, options: Options, runners: dict[FormName, Runner], say: Say
+) -> dict[FormName, Form]:
+    """ONNX and TorchScript, which compute as torch does; adds what runs them to `runners`."""
+    part, gates = examiner.part, options.gates
+    limit = None if options.half_weights else gates.max_difference
+    onnx_file, script = folder / FLOAT_NAME, folder / TORCHSCRIPT_NAME
+    runners["onnx"] = Session(onnx_file, usable_cores())
+    plain = examiner.examine("onnx", runners["onnx"], onnx_file, limit)
+    examiner.require("ONNX", plain, gates)
+    say(f"{part.name}: TorchScript")
+    write_torchscript(part.source, script)
+    runners["torchscript"] = TorchScriptModel(script, part.source.outputs)
+    scripted = examiner.examine("torchscript", runners["torchscript"], script, gates.max_difference)
+    examiner.require("TorchScript", scripted, gates)
+    return {"onnx": plain, "torchscript": scripted}
 
 
-def _candidates(part: Part, source: Path, folder: Path) -> list[_Candidate]:
-    """The graph quantised by each recipe."""
-    before = Session(source, usable_cores())
-    expected = part.outputs(before, "val")[part.shown.output]
-    convolutional = any(node.op_type == "Conv" for node in onnx.load(source).graph.node)
-    candidates = []
-    for count in _FLOAT_CONVOLUTIONS if convolutional else (0,):
-        path = folder / f"{count}.onnx"
-        write_int8(source, path, part.calibration, count)
-        after = Session(path, usable_cores())
-        distance = float(np.abs(part.outputs(after, "val")[part.shown.output] - expected).mean())
-        faster = speedup(before, after, part.feeds(_CHOICE_BATCH))
-        recipe = (
-            f"{f'first {count} convolutions float32' if count else 'all int8'}: {faster:.2f} times "
-            f"as fast, {part.shown.output} {distance:.2g} off on average on validation tiles"
-        )
-        candidates.append(_Candidate(path, recipe, faster, distance))
-    return candidates
+def _int8(
+    examiner: Examiner, folder: Path, options: Options, runners: dict[FormName, Runner]
+) -> Form:
+    """int8, not judged yet; refused where the graph cannot be quantised."""
+    path = folder / INT8_NAME
+    try:
+        recipe = fit_int8(examiner.part, folder / FLOAT_NAME, path, options.gates)
+    except ExportError as error:
+        return Form(file=None, bytes=0, verdict="refused", reasons=[str(error)])
+    runners["int8"] = Session(path, usable_cores())
+    form = examiner.examine("int8", runners["int8"], path, None)
+    return form.model_copy(update={"reasons": [recipe]})
 
 
 def too_lossy(loss: float, metric: str, gates: Gates) -> list[str]:

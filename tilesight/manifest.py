@@ -216,12 +216,12 @@ def parse(text: str, source: str) -> Manifest:
         raise ManifestError(f"{source}: {problems}") from None
 
 
-def read(version_folder: Path) -> Manifest:
-    """The manifest of a version folder, its files checked against their hashes.
+def read_unchecked(version_folder: Path) -> Manifest:
+    """The manifest of a version folder as it stands; its files are not checked.
 
     Raises:
-        BundleError: a file is missing or differs from its hash.
-        ManifestError: the manifest itself cannot be read.
+        BundleError: it is missing.
+        ManifestError: it cannot be read.
     """
     path = version_folder / MANIFEST_NAME
     if not path.is_file():
@@ -230,7 +230,18 @@ def read(version_folder: Path) -> Manifest:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8: {error}") from None
-    manifest = parse(text, str(path))
+    return parse(text, str(path))
+
+
+def read(version_folder: Path) -> Manifest:
+    """The manifest of a version folder, its files checked against their hashes.
+
+    Raises:
+        BundleError: a file is missing or differs from its hash.
+        ManifestError: the manifest itself cannot be read.
+    """
+    manifest = read_unchecked(version_folder)
+    path = version_folder / MANIFEST_NAME
     if MODEL_NAME not in manifest.files:
         raise BundleError(f"{path}: files: {MODEL_NAME} is not listed")
     for name, expected in manifest.files.items():

@@ -77,14 +77,7 @@ class Versions:
             ManifestError: the manifest cannot be read.
         """
         self.require_version(name, version)
-        path = self.folder(name, version) / MANIFEST_NAME
-        if not path.is_file():
-            raise BundleError(f"{path}: missing")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: not UTF-8: {error}") from None
-        return manifests.parse(text, str(path))
+        return manifests.read_unchecked(self.folder(name, version))
 
     def require_version(self, name: str, version: int) -> None:
         """Passes a version that is there.

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from export.certificate import FormName, Gates
-from export.forms import Forms, Options, droppable, fit_int8, write_forms
+from export.forms import Forms, Options, droppable, write_forms
+from export.int8_choice import fit_int8
 from export.onnx_file import Session, Source, write_onnx
 from export.speed import best
 from export.torchscript import TorchScriptModel

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import anyio
 import pytest
 from fastapi.testclient import TestClient
 
@@ -12,6 +13,7 @@ from serving.repository import open_served
 from tests.serving import bundles
 from tests.serving.gateway import settings_for, started, wait_for
 from tilesight.errors import BundleError, ManifestError, TilesightError
+from tilesight.files import sha256
 
 
 def refusal(repository: Path, kind: type[TilesightError] = BundleError, **options: object) -> str:
@@ -183,3 +185,17 @@ def test_the_gateway_says_whom_it_waits_for(repository: Path) -> None:
 def test_the_whole_repository_starts(shared_repository: Path) -> None:
     with started(settings_for(shared_repository)) as client:
         assert len(client.get("/models").json()["models"]) == 4
+
+
+@pytest.mark.parametrize("wrong", ["model.onnx", "model.batch1.onnx"])
+def test_both_graphs_of_a_version_are_asked_about_the_golden_tile(
+    wrong: str, repository: Path
+) -> None:
+    folder = repository / "signa" / "1"
+    right = (folder / "model.onnx").read_bytes()
+    for name in ("model.onnx", "model.batch1.onnx"):
+        graph = bundles.labels_graph(bias=1.0)[0] if name == wrong else right
+        (folder / name).write_bytes(graph)
+        bundles.edit_manifest(folder, "files", name, value=sha256(folder / name))
+    message = anyio.run(loading_refusal, repository)
+    assert "answers the golden tile otherwise: scores" in message
