@@ -4,7 +4,6 @@ All files are written beside the repository's models, held against torch, and re
 together; an export that fails leaves the repository as it was.
 """
 
-import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from export.certificate import Certificate, Form
+from export.certificate import Certificate, Form, FormName
 from export.forms import Forms, Options, Say, write_forms
 from export.onnx_file import IR_VERSION, MINIMUM_ONNXRUNTIME, OPSET, Session, tensor_specs
+from export.openvino_form import examine_on_openvino
 from export.part import Part, Plan
-from export.report import write_report
+from export.passed import write_passed
+from export.report import write_certificate
+from export.software import software
 from export.speed import machine
 from export.triton_form import examine_on_triton
 from tilesight import imaging
@@ -26,7 +28,6 @@ from tilesight.errors import DataError, ExportError, RunError
 from tilesight.files import sha256, write_text
 from tilesight.golden import TOLERANCES, golden_inputs, record
 from tilesight.manifest import (
-    CERTIFICATE_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
     AnswerHead,
@@ -41,13 +42,11 @@ from tilesight.manifest import (
 from tilesight.repository import Repository
 from training.config import RunConfig
 from training.datasets.splits import split_sha256
-from training.datasets.ucm import tile_path
 from training.run import CHECKPOINT, CONFIG, METRICS, read_run
 
 # UC Merced's ground sampling distance: one foot.
 GSD_M = (0.3, 0.3)
 BANDS = ["red", "green", "blue"]
-_SOFTWARE = ("torch", "onnx", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,12 @@ def export_run(
         RunError: the run folder is incomplete.
     """
     options = options or Options()
-    if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder")
-    config, provenance = read_run(run)
-    origin = Origin(run, data, config, provenance, _measured(run))
-    _require_committed_split(provenance)
+    origin = origin_of(run, data)
     say(f"reading {run} and the tiles")
-    plan = _plan(origin)
+    plan = plan_of(origin)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        with _staging(repository) as staging:
+        with staged(repository) as staging:
             folders = [
                 _write(part, _next_folder(staging, repository, part), plan, origin, options, say)
                 for part in plan.parts
@@ -96,6 +91,22 @@ def export_run(
             return _publish(folders, repository, promote)
     except OSError as error:
         raise ExportError(f"{error.filename or repository}: {error.strerror or error}") from error
+
+
+def origin_of(run: Path, data: Path) -> Origin:
+    """The run, which has to be finished, and the data.
+
+    Raises:
+        DataError: there is no such data folder.
+        ExportError: the run was measured on another test list than the committed one.
+        RunError: the run folder is incomplete.
+    """
+    if not data.is_dir():
+        raise DataError(f"--data {data}: no such folder")
+    config, provenance = read_run(run)
+    origin = Origin(run, data, config, provenance, _measured(run))
+    _require_committed_split(provenance)
+    return origin
 
 
 def _measured(run: Path) -> dict[str, Any]:
@@ -119,7 +130,8 @@ def _require_committed_split(provenance: dict[str, Any]) -> None:
         )
 
 
-def _plan(origin: Origin) -> Plan:
+def plan_of(origin: Origin) -> Plan:
+    """The graphs of the run; reads its weights and tiles."""
     match origin.config.model:
         case "signa":
             from export import signa
@@ -136,7 +148,7 @@ def _plan(origin: Origin) -> Plan:
 
 
 @contextmanager
-def _staging(repository: Path) -> Iterator[Path]:
+def staged(repository: Path) -> Iterator[Path]:
     """A folder on the repository's own disk, so that renaming from it is one step.
 
     It is hidden, and a model repository's readers pass over hidden folders.
@@ -165,15 +177,13 @@ def _write(
     manifest = _manifest(part, folder, origin, forms)
     say(f"{part.name}: Triton")
     triton = examine_on_triton(forms, folder, manifest, options)
-    certificate = _certificate(part, manifest, plan, origin, forms, triton, options)
-    write_text(folder / CERTIFICATE_NAME, certificate.model_dump_json(indent=2) + "\n")
-    size = origin.config.image_size
-    write_report(
-        certificate,
-        lambda stem: imaging.prepare(tile_path(origin.data, stem).read_bytes(), size, size),
-        folder,
-    )
-    _write_manifest(manifest, folder)
+    examined: dict[FormName, Form] = {**forms.forms, "triton": triton}
+    if options.openvino:
+        examined |= examine_on_openvino(forms.examiner, folder, examined, options.gates, say)
+    certificate = _certificate(part, manifest, plan, origin, forms, examined, options)
+    write_passed(folder, manifest, certificate)
+    write_certificate(certificate, origin.data, origin.config.image_size, folder)
+    write_manifest(manifest, folder)
     return folder
 
 
@@ -252,7 +262,7 @@ def _certificate(
     plan: Plan,
     origin: Origin,
     forms: Forms,
-    triton: Form,
+    examined: dict[FormName, Form],
     options: Options,
 ) -> Certificate:
     return Certificate(
@@ -261,20 +271,22 @@ def _certificate(
         split=f"{origin.provenance['split']} test",
         split_sha256=manifest.metrics.split_sha256,
         tiles=plan.tiles,
-        software={name: importlib.metadata.version(name) for name in _SOFTWARE},
+        software=software(),
         machine=machine(),
         task_metric=part.task_metric,
         gates=options.gates,
         float16_share=forms.float16_share,
-        forms={**forms.forms, "triton": triton},
+        forms=examined,
         worst=forms.examiner.worst,
     )
 
 
-def _write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Writes the manifest with the hash of every file, and reads it back."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    manifest = manifest.model_copy(update={"files": files})
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes the manifest with the hash of every other file, and reads it back."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST_NAME)
+    manifest = manifest.model_copy(
+        update={"files": {name: sha256(folder / name) for name in names}}
+    )
     write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     if read(folder) != manifest:
         raise ExportError(f"{manifest.name}: the manifest does not read back as it was written")

@@ -14,7 +14,17 @@ from tilesight.manifest import Strict
 # The largest difference of an output between torch and a form of the same arithmetic.
 MAX_DIFFERENCE = 1e-3
 
-FormName = Literal["torch", "onnx", "int8", "torchscript", "triton", "batch1"]
+FormName = Literal[
+    "torch",
+    "onnx",
+    "int8",
+    "torchscript",
+    "triton",
+    "batch1",
+    "openvino-bf16",
+    "openvino-int8",
+    "openvino-int8-bf16",
+]
 Verdict = Literal["reference", "served", "kept", "refused", "not run"]
 
 
@@ -67,7 +77,9 @@ class Gates(_Record):
         default=MAX_DIFFERENCE, ge=0, description="of float32 forms: any output from torch's"
     )
     max_metric_loss: float = Field(
-        default=0.5, ge=0, description="of int8: points (hundredths) of the task metric"
+        default=0.5,
+        ge=0,
+        description="of int8 and bfloat16: points (hundredths) of the task metric",
     )
     min_speedup: float = Field(
         default=2.0, ge=0, description="of int8: its best throughput over the float32 graph's"

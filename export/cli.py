@@ -34,11 +34,17 @@ def export(
     triton: Annotated[
         bool, typer.Option(help="Compare with the real Triton, where it is installed.")
     ] = True,
+    openvino: Annotated[
+        bool, typer.Option(help="Compare with OpenVINO, where it is installed.")
+    ] = True,
     max_difference: Annotated[
         float, typer.Option(min=0, help="Gate of float32: any output's distance from torch's.")
     ] = 1e-3,
     max_loss: Annotated[
-        float, typer.Option(min=0, help="Gate of int8: points of the task metric it may lose.")
+        float,
+        typer.Option(
+            min=0, help="Gate of int8 and bfloat16: points of the task metric they may lose."
+        ),
     ] = 0.5,
     min_speedup: Annotated[
         float, typer.Option(min=0, help="Gate of int8: times float32's throughput to be served.")
@@ -57,9 +63,26 @@ def export(
         half_weights=float16,
         drop=droppable(drop or []),
         triton=triton,
+        openvino=openvino,
     )
     console = Console()
     for version in export_run(run, repository, data, options, promote, console.print):
+        console.print(f"\n{version}", style="bold", highlight=False)
+        show_certificate(console, read_certificate(version / CERTIFICATE_NAME))
+
+
+def certify(
+    run: Annotated[Path, typer.Argument(help="Run folder that the versions were exported from.")],
+    data: Annotated[Path, typer.Option(help="UCM folder: its test tiles prove the forms.")],
+    repository: Root = _DEFAULT,
+) -> None:
+    """Measure OpenVINO on the versions that a run became, and note in what it may serve them."""
+    from export.certificate import read_certificate
+    from export.certify import certify_run
+    from tilesight.manifest import CERTIFICATE_NAME
+
+    console = Console()
+    for version in certify_run(run, repository, data, console.print):
         console.print(f"\n{version}", style="bold", highlight=False)
         show_certificate(console, read_certificate(version / CERTIFICATE_NAME))
 

@@ -39,6 +39,7 @@ class Options:
     half_weights: bool = False
     drop: frozenset[FormName] = frozenset()  # measured, and not kept as a file
     triton: bool = True
+    openvino: bool = True
 
 
 def droppable(names: Sequence[str]) -> frozenset[FormName]:

@@ -21,6 +21,9 @@ _COLOURS = {
     "torchscript": "#7b52ab",
     "triton": "#2a9d5c",
     "batch1": "#6baed6",
+    "openvino-bf16": "#c2307a",
+    "openvino-int8": "#e6a700",
+    "openvino-int8-bf16": "#8c564b",
 }
 
 
@@ -88,7 +91,8 @@ def _draw_metric(axes: Axes, certificate: Certificate) -> None:
         _say_nothing_was_measured(axes)
         return
     bars = axes.bar(
-        list(measured),
+        # Words below each other: long names would run into their neighbours'.
+        [name.replace("-", "\n") for name in measured],
         [form.metrics[metric] for form in measured.values()],
         color=[_colour(name) for name in measured],
     )

@@ -57,7 +57,8 @@ def _gates(certificate: Certificate) -> str:
         f"`{certificate.task_metric}` may be lost; it is served when its best "
         f"throughput is at least {_number(gates.min_speedup)} times the float32 graph's\n"
         f"- batch1: kept when it answers one tile at least {_number(gates.min_batch1_speedup)} "
-        "times as fast as the served graph"
+        "times as fast as the served graph\n"
+        "- openvino: kept when it loses no more than int8 may; a gateway runs only what was kept"
     )
 
 

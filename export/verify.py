@@ -11,6 +11,7 @@ from export.certificate import read_certificate
 from export.measure import Encoder, measure
 from export.onnx_file import Session, tensor_specs
 from export.operators import external_tensors, opsets
+from export.passed import check_passed
 from export.runner import Runner
 from export.torchscript import TORCHSCRIPT_NAME, TorchScriptModel
 from tilesight.errors import BundleError
@@ -44,6 +45,7 @@ def verify(root: Path, target: str, data: Path | None = None) -> Iterator[str]:
         _check_golden(manifest, folder / form)
         said = " as the manifest says" if form in _SERVED else ""
         yield f"{form}: answers the golden tile{said}"
+    yield from check_passed(manifest, folder)
     _check_config(repository, manifest, folder)
     yield "config.pbtxt is the generated one and agrees with the graph"
     _check_certificate(manifest, folder)

@@ -1,11 +1,20 @@
-"""The answers, field by field: what OpenAPI tells is what is sent."""
+"""The answers, field by field: what OpenAPI tells is what is sent.
 
-from typing import Any, Generic, Literal, TypeVar
+What a request is answered with are dataclasses: made here from checked tensors, they need no
+validation, which would cost more than all else that is done for a tile beside its model.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-AnswerT = TypeVar("AnswerT", bound=BaseModel)
+from tilesight.imaging import Fitted
+
+AnswerT = TypeVar("AnswerT")
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Model(BaseModel):
@@ -18,26 +27,35 @@ class Model(BaseModel):
     backend: str = Field(description="what ran the graph")
 
 
-class Tile(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Tile:
     """The tile as it was sent, before it was fitted to the model."""
 
     width: int
     height: int
     format: str
 
+    @classmethod
+    def of(cls, tile: Fitted) -> "Tile":
+        """What the answer says of the tile."""
+        return cls(width=tile.width, height=tile.height, format=tile.format)
 
-class Label(BaseModel):
+
+@dataclass(frozen=True, slots=True)
+class Label:
     """One land-cover label."""
 
     name: str
-    score: float = Field(ge=0, le=1)
-    present: bool = Field(description="whether the score reaches the label's threshold")
-    evidence: list[list[float]] | None = Field(
-        default=None, description="rows of a grid over the tile; only with explain, if present"
-    )
+    score: Share
+    present: Annotated[bool, Field(description="whether the score reaches the label's threshold")]
+    evidence: Annotated[
+        list[list[float]] | None,
+        Field(description="rows of a grid over the tile; only with explain, if present"),
+    ] = None
 
 
-class LabelsAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class LabelsAnswer:
     """The labels of a tile, best first."""
 
     model: Model
@@ -46,22 +64,25 @@ class LabelsAnswer(BaseModel):
     warnings: list[str]
 
 
-class Candidate(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Candidate:
     """One sentence that the search found."""
 
     text: str
     log_prob: float
 
 
-class Attribute(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Attribute:
     """A word that the captioner considered before it wrote."""
 
     name: str
-    score: float = Field(ge=0, le=1)
-    sampled: bool = Field(description="whether the sentence was written with it in mind")
+    score: Share
+    sampled: Annotated[bool, Field(description="whether the sentence was written with it in mind")]
 
 
-class CaptionAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class CaptionAnswer:
     """A sentence about a tile."""
 
     model: Model
@@ -72,24 +93,27 @@ class CaptionAnswer(BaseModel):
     warnings: list[str]
 
 
-class Alternative(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Alternative:
     """An answer that was less likely."""
 
     answer: str
-    confidence: float = Field(ge=0, le=1)
+    confidence: Share
 
 
-class Answer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Answer:
     """The answer to one question."""
 
     question: str
     answer: str
-    confidence: float = Field(ge=0, le=1)
-    type: str = Field(description="the type of question that the answer belongs to")
+    confidence: Share
+    type: Annotated[str, Field(description="the type of question that the answer belongs to")]
     alternatives: list[Alternative]
 
 
-class VqaAnswer(BaseModel):
+@dataclass(frozen=True, slots=True)
+class VqaAnswer:
     """The answers about a tile, in the order of the questions."""
 
     model: Model
@@ -98,7 +122,8 @@ class VqaAnswer(BaseModel):
     warnings: list[str]
 
 
-class Results(BaseModel, Generic[AnswerT]):
+@dataclass(frozen=True, slots=True)
+class Results(Generic[AnswerT]):
     """The answers of several tiles, in the order in which the tiles were sent."""
 
     results: list[AnswerT]

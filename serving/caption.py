@@ -1,35 +1,40 @@
 """A sentence about the tile, the sentences that came close, and the words behind them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving import answers
-from serving.engine import Engine, stack
+from serving.engine import Engine
 from serving.errors import RequestError
+from serving.jobs import Ask
 from serving.parameters import require_at_most
 from serving.repository import Bundle
-from serving.runtime import Tensor
 from tilesight.manifest import CaptionHead
 from tilesight.questions import sentence
 
 _OUTPUTS = ["tokens", "log_probs", "attributes", "sampled"]
 
 
-@dataclass(frozen=True)
-class CaptionOptions:
+class CaptionOptions(BaseModel):
     """What a caller can ask of the captioner."""
 
-    beams: int | None = None
-    candidates: int | None = None
-    explain: bool = False
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beams: int | None = Field(default=None, ge=1, description="how many sentences the search keeps")
+    candidates: int | None = Field(
+        default=None, ge=1, description="how many sentences to return; at most `beams`"
+    )
+    explain: bool = Field(
+        default=False, description="lists every attribute, not only the sampled ones"
+    )
 
 
 async def caption(
-    engine: Engine, images: Sequence[bytes], options: CaptionOptions
+    engine: Engine, images: Sequence[bytes], options: CaptionOptions, ask: Ask
 ) -> list[answers.CaptionAnswer]:
     """A sentence for each tile, in the given order.
 
@@ -38,11 +43,15 @@ async def caption(
         RequestError: more candidates than beams are asked for.
     """
     with engine.models.using() as served:
-        return await _caption(engine, served.caption, images, options)
+        return await _caption(engine, served.caption, images, options, ask)
 
 
 async def _caption(
-    engine: Engine, bundle: Bundle[CaptionHead], images: Sequence[bytes], options: CaptionOptions
+    engine: Engine,
+    bundle: Bundle[CaptionHead],
+    images: Sequence[bytes],
+    options: CaptionOptions,
+    ask: Ask,
 ) -> list[answers.CaptionAnswer]:
     require_at_most("beams", options.beams, bundle.head.max_beams)
     require_at_most("candidates", options.candidates, bundle.head.max_beams)
@@ -54,17 +63,14 @@ async def _caption(
             parameter="candidates",
             maximum=beams,
         )
-    tiles = await engine.prepare(bundle, images)
-    inputs: dict[str, Tensor] = {
-        bundle.tile.name: stack(tiles),
-        "beams": np.full((len(tiles), 1), beams, dtype=np.int64),
-    }
-    found = await engine.models.infer(bundle, inputs, _OUTPUTS)
-    model = engine.models.info(bundle)
-    with engine.timed("postprocess", bundle):
+    wanted = {"beams": np.full(1, beams, dtype=np.int64)}
+    tiles = await engine.look(bundle, images, _OUTPUTS, ask, wanted)
+    ask.timing.model = model = engine.models.info(bundle)
+    with engine.postprocessing(ask):
         results = []
-        for row, tile in enumerate(tiles):
-            sentences = _sentences(bundle.head, found["tokens"][row], found["log_probs"][row])
+        for tile in tiles:
+            found = tile.values
+            sentences = _sentences(bundle.head, found["tokens"], found["log_probs"])
             results.append(
                 answers.CaptionAnswer(
                     model=model,
@@ -72,7 +78,7 @@ async def _caption(
                     caption=sentences[0].text,
                     candidates=sentences[:candidates],
                     attributes=_attributes(
-                        bundle.head, options, found["attributes"][row], found["sampled"][row]
+                        bundle.head, options, found["attributes"], found["sampled"]
                     ),
                     warnings=list(tile.warnings),
                 )

@@ -21,12 +21,22 @@ def serve(
         int | None, typer.Option(help="Port. [default: TILESIGHT_PORT or 8000]")
     ] = None,
     model_repository: Repository = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes. [default: TILESIGHT_WORKERS or 1]")
+    ] = None,
 ) -> None:
     """Start the gateway; every TILESIGHT_ variable sets what it is named after."""
-    from serving.server import run
     from serving.settings import Settings
 
-    run(Settings.from_environment(host=host, port=port, model_repository=model_repository))
+    settings = Settings.from_environment(
+        host=host, port=port, model_repository=model_repository, workers=workers
+    )
+    if settings.workers == 1:
+        from serving.server import run
+    else:
+        # Loads none of what the workers load.
+        from serving.supervisor import run
+    run(settings)
 
 
 def describe(

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serving.answers import CaptionAnswer, LabelsAnswer, VqaAnswer, one_or_many
+from serving.answers import CaptionAnswer, LabelsAnswer, Results, VqaAnswer, one_or_many
 from serving.caption import CaptionOptions, caption
 from serving.engine import Engine
 from serving.labels import LabelsOptions, label
@@ -28,6 +28,9 @@ class Description(BaseModel):
     labels: LabelsAnswer
     caption: CaptionAnswer
     vqa: VqaAnswer | None
+
+
+_JSON = TypeAdapter[Description | Results[Description]](Description | Results[Description])
 
 
 def run(settings: Settings, paths: Sequence[Path], questions: Sequence[str], as_json: bool) -> bool:
@@ -55,7 +58,7 @@ async def _run(
     finally:
         await engine.models.close()
     if as_json and found:
-        answered = one_or_many(found).model_dump_json(indent=2, exclude_none=True)
+        answered = _JSON.dump_json(one_or_many(found), indent=2, exclude_none=True).decode()
         out.print(answered, markup=False, highlight=False, soft_wrap=True)
     return len(found) == len(paths)
 
@@ -69,9 +72,9 @@ async def describe(engine: Engine, path: Path, questions: Sequence[str]) -> Desc
     tile = [await anyio.Path(path).read_bytes()]
     return Description(
         path=str(path),
-        labels=(await label(engine, tile, LabelsOptions()))[0],
-        caption=(await caption(engine, tile, CaptionOptions()))[0],
-        vqa=(await answer(engine, tile, questions))[0] if questions else None,
+        labels=(await label(engine, tile, LabelsOptions(), engine.ask()))[0],
+        caption=(await caption(engine, tile, CaptionOptions(), engine.ask()))[0],
+        vqa=(await answer(engine, tile, questions, engine.ask()))[0] if questions else None,
     )
 
 
@@ -114,5 +117,7 @@ def _answers(answered: VqaAnswer) -> Table:
 
 def _warnings(description: Description) -> list[str]:
     """Each warning once, in the order in which it came."""
-    answered = [description.labels, description.caption, description.vqa]
-    return list(dict.fromkeys(text for one in answered if one for text in one.warnings))
+    warnings = [*description.labels.warnings, *description.caption.warnings]
+    if description.vqa:
+        warnings += description.vqa.warnings
+    return list(dict.fromkeys(warnings))

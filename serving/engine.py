@@ -1,35 +1,39 @@
 """From bytes to tensors: the part that gateway and command line share."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
-from anyio import CapacityLimiter
 from numpy.typing import NDArray
 
 from serving import answers
-from serving.errors import OverloadedError
+from serving.jobs import Ask, Job, TileJob, Values
+from serving.lanes import BACKFILL, INTERACTIVE, Lanes
 from serving.metrics import Metrics
-from serving.models import RETRY_S, Models
+from serving.models import Models
 from serving.repository import Bundle
 from serving.runtime import Runtime
 from serving.settings import Settings
+from serving.timing import Timing
 from tilesight import imaging
-from tilesight.cores import usable_cores
-from tilesight.errors import TilesightError
 
 
-@dataclass(frozen=True)
-class PreparedTile:
-    """A tile fitted to a model, and what the answer says of it."""
+# Runs of backfills at a time in another process, so that people wait for no more than these.
+_REMOTE_BACKFILLS = 2
 
-    pixels: NDArray[np.uint8]
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A tile, and what a model made of it: one row of each output."""
+
     info: answers.Tile
     warnings: tuple[str, ...]
+    values: Values
 
 
 class Engine:
@@ -45,81 +49,84 @@ class Engine:
         """
         self.settings = settings
         self.metrics = metrics
-        self.models = Models(settings, metrics, runtime)
-        self._decoders = CapacityLimiter(usable_cores())
-        self._in_flight = 0
+        self._limits = settings.image_limits
+        # In this process threads stand back; another one would not know who has to.
+        self._backfills = asyncio.Semaphore(_REMOTE_BACKFILLS)
+        self.lanes = Lanes(settings, metrics)
+        metrics.queues(self.lanes.states)
+        self.models = Models(settings, metrics, self.lanes, runtime)
 
-    @asynccontextmanager
-    async def admitted(self) -> AsyncIterator[None]:
-        """A place among the requests that are held at once.
+    def ask(self, lane: str = INTERACTIVE, seconds: float | None = None) -> Ask:
+        """A wish that begins now; `seconds` until its deadline, as set where absent."""
+        left = self.settings.deadline_s if seconds is None else seconds
+        return Ask(lane, time.monotonic() + left, Timing(lane))
 
-        Raises:
-            NotReadyError: the models are still being loaded.
-            BackendUnavailableError: whatever runs them does not answer.
-            OverloadedError: all places are taken.
-        """
-        self.models.require_ready()
-        limit = self.settings.max_in_flight
-        if self._in_flight >= limit:
-            raise OverloadedError(
-                f"{limit} requests are already held, the limit", limit=limit, retry_after=RETRY_S
-            )
-        self._in_flight += 1
-        self.metrics.in_flight.set(self._in_flight)
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            self.metrics.in_flight.set(self._in_flight)
-
-    async def prepare(self, bundle: Bundle[Any], images: Sequence[bytes]) -> list[PreparedTile]:
-        """The tiles, decoded in worker threads and fitted to the model, in the given order.
+    async def look(
+        self,
+        bundle: Bundle[Any],
+        images: Sequence[bytes],
+        outputs: Sequence[str],
+        ask: Ask,
+        extra: Mapping[str, NDArray[Any]] | None = None,
+    ) -> list[Seen]:
+        """The named outputs for each tile, in the given order; `extra` goes with every row.
 
         Raises:
             TilesightError: of the first tile that cannot be read; names it if there are several.
+            ModelOutputError: a value is not a number.
+            RequestError: the runtime does not answer, or not in time.
         """
-        tiles: dict[int, PreparedTile | TilesightError] = {}
+        tile = bundle.tile
+        station = self.models.station(bundle, ask.lane)
+        decode = partial(imaging.fitted, height=tile.height, width=tile.width, limits=self._limits)
+        job = TileJob(station, outputs, images, decode, tile.name, extra or {}, ask)
+        rows = await self.lanes[ask.lane].crew.finish(job)
+        if station is None:
+            rows = await self._elsewhere(bundle, job, rows, outputs, ask)
+        return [
+            Seen(answers.Tile.of(tile), tile.warnings, row)
+            for tile, row in zip(job.tiles, rows, strict=True)
+        ]
 
-        async def one(index: int) -> None:
-            try:
-                tiles[index] = await anyio.to_thread.run_sync(
-                    self._prepare, bundle, images[index], limiter=self._decoders
-                )
-            except TilesightError as error:
-                tiles[index] = error
+    async def run(
+        self, bundle: Bundle[Any], rows: Sequence[Values], outputs: Sequence[str], ask: Ask
+    ) -> list[Values]:
+        """The named outputs for each row of inputs.
 
-        with self.timed("decode", bundle):
-            async with anyio.create_task_group() as group:
-                for index in range(len(images)):
-                    group.start_soon(one, index)
-        return [_or_raise(tiles[index], index, len(images)) for index in range(len(images))]
+        Raises:
+            ModelOutputError: a value is not a number.
+            RequestError: the runtime does not answer, or not in time.
+        """
+        station = self.models.station(bundle, ask.lane)
+        if station is None:
+            return await self._batches(bundle, rows, outputs, ask)
+        return await self.lanes[ask.lane].crew.finish(Job(station, outputs, rows, ask))
 
     @contextmanager
-    def timed(self, stage: str, bundle: Bundle[Any]) -> Iterator[None]:
-        """A block whose duration is counted as this stage of this model."""
-        started = time.perf_counter()
+    def postprocessing(self, ask: Ask) -> Iterator[None]:
+        """A block in which tensors become an answer; its time is counted."""
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.metrics.stage(stage, bundle.name, time.perf_counter() - started)
+            ask.timing.postprocess += time.monotonic() - started
 
-    def _prepare(self, bundle: Bundle[Any], data: bytes) -> PreparedTile:
-        tile = imaging.decode(data, self.settings.image_limits)
-        return PreparedTile(
-            imaging.fit(tile.pixels, bundle.tile.height, bundle.tile.width),
-            answers.Tile(width=tile.width, height=tile.height, format=tile.format),
-            tile.warnings + imaging.fit_warnings(tile, bundle.tile.height, bundle.tile.width),
-        )
+    async def _elsewhere(
+        self,
+        bundle: Bundle[Any],
+        job: TileJob,
+        rows: Sequence[Values],
+        outputs: Sequence[str],
+        ask: Ask,
+    ) -> list[Values]:
+        """Has another process run the decoded tiles."""
+        whole = [{**own.inputs, **row} for own, row in zip(job.rows, rows, strict=True)]
+        return await self._batches(bundle, whole, outputs, ask)
 
-
-def stack(tiles: Sequence[PreparedTile]) -> NDArray[np.uint8]:
-    """The tiles as one batch, (N, height, width, 3)."""
-    return np.stack([tile.pixels for tile in tiles])
-
-
-def _or_raise(tile: PreparedTile | TilesightError, index: int, count: int) -> PreparedTile:
-    if isinstance(tile, PreparedTile):
-        return tile
-    if count == 1:
-        raise tile
-    raise type(tile)(f"image {index + 1} of {count}: {tile}") from tile
+    async def _batches(
+        self, bundle: Bundle[Any], rows: Sequence[Values], outputs: Sequence[str], ask: Ask
+    ) -> list[Values]:
+        inputs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        async with self._backfills if ask.lane == BACKFILL else nullcontext():
+            found = await self.models.infer(bundle, inputs, outputs, ask)
+        return [{name: found[name][index] for name in outputs} for index in range(len(rows))]

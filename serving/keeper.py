@@ -5,9 +5,10 @@ import time
 
 import anyio
 
+from serving.crew import RETRY_S
 from serving.errors import BackendUnavailableError
 from serving.metrics import Metrics
-from serving.models import RETRY_S, Models
+from serving.models import Models
 from tilesight.errors import TilesightError
 
 log = logging.getLogger("tilesight.keeper")

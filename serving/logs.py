@@ -2,7 +2,12 @@
 
 import json
 import logging
+import logging.config
+import os
+import sys
+import time
 from datetime import UTC, datetime
+from json.encoder import encode_basestring
 from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -11,6 +16,11 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON, the fields given as `extra` included."""
 
+    def __init__(self, **always: object) -> None:
+        """A formatter that adds the fields of `always` to every line."""
+        super().__init__()
+        self._always = always
+
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         line: dict[str, Any] = {
@@ -18,7 +28,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-        }
+        } | self._always
         line |= {
             name: value
             for name, value in vars(record).items()
@@ -27,6 +37,71 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class Lines:
+    """Lines of one event, written by hand: a record of `logging` costs as much as a request.
+
+    Each line is one `write` to the file descriptor of standard error, without a buffer: what was
+    answered before a crash is in the log, and the lines of several workers do not mix.
+    """
+
+    def __init__(self, logger: str, event: str) -> None:
+        """Lines that are written where the logger is on, as all of its other lines are."""
+        self._logger = logging.getLogger(logger)
+        fields = ", ".join(
+            f"{encode_basestring(name)}: {_encoded(value)}"
+            for name, value in ({"level": "info", "logger": logger, "event": event}).items()
+        )
+        self._fixed = f'", {fields}'
+        self._second = 0
+        self._prefix = ""
+
+    def write(self, **fields: str | float | None) -> None:
+        """Writes a line with the fields that are not None; one that cannot be written is lost."""
+        if not self._logger.isEnabledFor(logging.INFO):
+            return
+        parts = [self._beginning()]
+        for name, value in fields.items():
+            if value is not None:
+                parts.append(f', "{name}": {_encoded(value)}')
+        parts.append("}\n")
+        try:
+            os.write(_descriptor(), "".join(parts).encode("utf-8", "backslashreplace"))
+        except OSError:
+            # No request may fail because nobody reads the log.
+            return
+
+    def _beginning(self) -> str:
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            stamp = datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")
+            self._second, self._prefix = second, f'{{"time": "{stamp.removesuffix("+00:00")}.'
+        worker = f', "worker": {_worker}' if _worker is not None else ""
+        return f"{self._prefix}{int((now - second) * 1000):03d}+00:00{self._fixed}{worker}"
+
+
+_worker: int | None = None
+
+
+def configure(worker: int | None = None) -> None:
+    """From now on there is a log; each line names the worker where there are several."""
+    global _worker
+    _worker = worker
+    always = {} if worker is None else {"worker": worker}
+    logging.config.dictConfig(
+        CONFIG | {"formatters": {"json": {"()": "serving.logs.JsonFormatter", **always}}}
+    )
+
+
+def _descriptor() -> int:
+    """Where standard error goes now."""
+    return sys.stderr.fileno() if sys.stderr is not sys.__stderr__ else 2
+
+
+def _encoded(value: str | float) -> str:
+    return encode_basestring(value) if isinstance(value, str) else repr(value)
 
 
 CONFIG: dict[str, Any] = {

@@ -1,82 +1,162 @@
-"""What Prometheus sees: durations in seconds, rejections by type, the models behind the answers."""
+"""What Prometheus sees of the gateway; docs/metrics.md has every name with its meaning."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from prometheus_client import (
+    CollectorRegistry,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.answers import Model
+from serving.collectors import Build, Models, Processes
+from serving.drift import Drift
+from serving.instruments import Instruments
+from serving.sharing import Shared
+from serving.timing import LaneState, Timing
 
-_BUCKETS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-)  # fmt: skip
+_STAGES = ("admission", "decode", "queue", "infer", "postprocess", "total")
+_NO_LANES: tuple[LaneState, ...] = ()
+# When each series began is of no use here and would double the page.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+Observer = Callable[[float], None]
 
 
 class Metrics:
-    """The gateway's instruments in a registry of their own, so that two gateways never share."""
+    """The gateway's instruments in a registry of their own, so that two gateways never share.
 
-    def __init__(self) -> None:
-        """Instruments that have seen nothing yet."""
-        self.registry = CollectorRegistry()
-        self._requests = Histogram(
-            "tilesight_request_duration_seconds",
-            "From the first byte of the request's header to the first byte of the answer.",
-            ["endpoint", "status"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self._stages = Histogram(
-            "tilesight_stage_duration_seconds",
-            "Time in one stage: decode and postprocess a request, queue and infer a batch.",
-            ["stage", "model"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self._rejections = Counter(
-            "tilesight_rejections_total",
-            "Requests answered with a problem, by the type of the problem.",
-            ["type"],
-            registry=self.registry,
-        )
-        self._models = Gauge(
-            "tilesight_model_info",
-            "1 for each model that is served.",
-            ["name", "version", "digest", "precision", "backend"],
-            registry=self.registry,
-        )
-        self._follow_failures = Counter(
-            "tilesight_follow_failures_total",
-            "Promotions that could not be served; the versions before them went on answering.",
-            registry=self.registry,
-        )
-        self.ready = Gauge(
-            "tilesight_ready", "1 once every model answered its canary.", registry=self.registry
-        )
-        self.in_flight = Gauge(
-            "tilesight_requests_in_flight", "Requests with tiles now held.", registry=self.registry
-        )
+    A child of an instrument is looked up once and kept: that is what makes a request cheap.
+    """
 
-    def request(self, endpoint: str, status: int, seconds: float) -> None:
+    def __init__(self, shared: Shared | None = None) -> None:
+        """Instruments that have seen nothing yet; with `shared` they count for all workers.
+
+        `shared` must have been installed before.
+        """
+        registry = CollectorRegistry()
+        self._exposed = registry if shared is None else _of_all(shared)
+        self._drift = Drift(shared)
+        self._models = Models()
+        for collector in (self._drift, self._models, Build()):
+            self._exposed.register(collector)
+        if shared is None:
+            ProcessCollector(registry=registry)
+        self._lanes: Callable[[], Iterable[LaneState]] = lambda: _NO_LANES
+        self._requests: dict[tuple[str, int, str], Observer] = {}
+        self._stages: dict[tuple[str, int, str], tuple[Observer, ...]] = {}
+        self._rows: dict[str, Observer] = {}
+        self._refusals: dict[str, Callable[[], None]] = {}
+        self._told = Instruments(registry)
+        self.ready = self._told.ready
+
+    def request(self, endpoint: str, status: int, seconds: float, lane: str = "") -> None:
         """Counts an answered request."""
-        self._requests.labels(endpoint, str(status)).observe(seconds)
+        key = endpoint, status, lane
+        observe = self._requests.get(key)
+        if observe is None:
+            observe = self._told.request_seconds.labels(endpoint, str(status), lane).observe
+            self._requests[key] = observe
+        observe(seconds)
 
-    def stage(self, stage: str, model: str, seconds: float) -> None:
-        """Counts the time that one stage took for one model."""
-        self._stages.labels(stage, model).observe(seconds)
+    def stages(self, timing: Timing, total_s: float) -> None:
+        """Counts where the time of an answered request went; nothing if no model answered it."""
+        model = timing.model
+        if model is None:
+            return
+        key = model.name, model.version, model.backend
+        found = self._stages.get(key)
+        if found is None:
+            found = tuple(self._told.stage_seconds.labels(one, *key).observe for one in _STAGES)
+            self._stages[key] = found
+        admission, decode, queue, infer, postprocess, total = found
+        admission(timing.admission)
+        decode(timing.decode)
+        queue(timing.queue)
+        infer(timing.infer)
+        postprocess(timing.postprocess)
+        total(total_s)
+
+    def batch(self, model: str, rows: int) -> None:
+        """Counts a run of the model."""
+        observe = self._rows.get(model)
+        if observe is None:
+            observe = self._rows[model] = self._told.batch_rows.labels(model).observe
+        observe(rows)
+
+    def scores(
+        self,
+        model: str,
+        labels: Sequence[str],
+        scores: NDArray[Any],
+        thresholds: ArrayLike = np.inf,
+    ) -> None:
+        """Counts (N, L) or (L,) scores of the labels, and which reach the (L,) thresholds.
+
+        It is cheapest where `labels` and `thresholds` are the same objects each time.
+        """
+        self._drift.add(model, labels, scores, thresholds)
 
     def rejection(self, slug: str) -> None:
         """Counts a problem."""
-        self._rejections.labels(slug).inc()
+        count = self._refusals.get(slug)
+        if count is None:
+            count = self._refusals[slug] = self._told.rejections.labels(slug).inc
+        count()
 
-    def models(self, infos: Iterable[Model]) -> None:
-        """Announces the models that are served, in place of those before them."""
-        self._models.clear()
-        for info in infos:
-            self._models.labels(**info.model_dump()).set(1)
+    def models(
+        self,
+        infos: Iterable[Model],
+        details: Mapping[str, Mapping[str, str | int]] | None = None,
+    ) -> None:
+        """Announces the models that are served, in place of those before them.
+
+        `details` has, by the name of the model, how it is run: threads, sessions, batch.
+        """
+        self._models.replace(infos, details or {})
+
+    def limits(self, deadline_s: float, max_queue_s: float) -> None:
+        """Announces what latency and age are measured against."""
+        self._told.deadline.set(deadline_s)
+        self._told.queue_limit.set(max_queue_s)
+
+    def canary(self) -> None:
+        """Notes that the models have just answered their golden tiles."""
+        self._told.canary.set(time.time())
 
     def follow_failure(self) -> None:
         """Counts a promotion that could not be served."""
-        self._follow_failures.inc()
+        self._told.follow_failures.inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        """Counts by how much the event loop was late."""
+        self._told.loop_lag.observe(seconds)
+
+    def queues(self, source: Callable[[], Iterable[LaneState]]) -> None:
+        """Lanes are told as `source` says at that moment; it is called in the event loop."""
+        self._lanes = source
+
+    def publish(self) -> None:
+        """Puts what is only known at this moment where a scrape of any worker finds it."""
+        for state in self._lanes():
+            self._told.queue_images.labels(state.lane).set(state.images)
+            self._told.queue_oldest.labels(state.lane).set(state.oldest_s)
+            self._told.lane_requests.labels(state.lane).set(state.in_flight)
 
     def page(self) -> bytes:
         """All of it in the text format of Prometheus."""
-        return generate_latest(self.registry)
+        return generate_latest(self._exposed)
+
+
+def _of_all(shared: Shared) -> CollectorRegistry:
+    """A registry that tells the counts of all workers."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(shared.folder))  # type: ignore[no-untyped-call]
+    registry.register(Processes(shared))
+    return registry

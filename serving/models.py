@@ -15,15 +15,20 @@ from serving import answers
 from serving.embedded import EmbeddedRuntime
 from serving.errors import (
     BackendUnavailableError,
-    ModelOutputError,
     NotReadyError,
     RequestError,
+    not_a_number,
 )
+from serving.crew import RETRY_S
+from serving.jobs import Ask
+from serving.lanes import INTERACTIVE, Lanes
 from serving.metrics import Metrics
 from serving.repository import Bundle, Served, open_served
 from serving.runtime import Runtime, Tensor
 from serving.settings import Settings
 from serving.snapshot import Snapshot
+from serving.stations import Station
+from serving.timing import Timing
 from tilesight.errors import BundleError, TilesightError
 from tilesight.golden import disagreement, golden_inputs
 from tilesight.manifest import BATCH1_NAME
@@ -31,7 +36,6 @@ from tilesight.repository import Repository
 
 log = logging.getLogger("tilesight.models")
 
-RETRY_S = 1
 # Longer than any run should take; a server that hangs must not be waited for without end.
 _CANARY_S = 60.0
 
@@ -40,7 +44,7 @@ class Models:
     """The served models and the runtime behind them."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, runtime: Runtime | None = None
+        self, settings: Settings, metrics: Metrics, lanes: Lanes, runtime: Runtime | None = None
     ) -> None:
         """Models whose bundles are verified and not yet loaded.
 
@@ -50,7 +54,8 @@ class Models:
         self._settings = settings
         self._metrics = metrics
         self._snapshot = Snapshot(open_served(settings))
-        self._runtime: Runtime = runtime or _runtime(settings)
+        self._runtime: Runtime = runtime or _runtime(settings, lanes)
+        self._infos: dict[tuple[str, int], answers.Model] = {}
         # One change at a time: a promotion, or loading again what a server has lost.
         self._changing = anyio.Lock()
         self._obstacle: RequestError | None = NotReadyError("the models are still being loaded")
@@ -162,10 +167,14 @@ class Models:
         self._metrics.ready.set(0)
         await self._runtime.close()
 
+    def station(self, bundle: Bundle[Any], lane: str) -> Station | None:
+        """Where a crew of this process runs the model; None where another process does."""
+        return self._runtime.station(bundle, lane)
+
     async def infer(
-        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str]
+        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str], ask: Ask
     ) -> dict[str, NDArray[Any]]:
-        """The named outputs for all rows, run in batches of at most `max_batch`.
+        """The named outputs for all rows, asked for in batches of at most `max_batch`.
 
         Raises:
             ModelOutputError: a value is not a number.
@@ -174,29 +183,35 @@ class Models:
         rows = len(next(iter(inputs.values())))
         limit = self._runtime.describe(bundle).max_batch or rows
         size = min(self._settings.max_batch, limit)
-        parts: list[dict[str, NDArray[Any]]] = []
-        for start in range(0, rows, size):
-            batch = {name: values[start : start + size] for name, values in inputs.items()}
-            run = await self._runtime.infer(bundle, batch, outputs)
-            if run.queue_s is not None:
-                self._metrics.stage("queue", bundle.name, run.queue_s)
-            self._metrics.stage("infer", bundle.name, run.infer_s)
-            parts.append(run.outputs)
+        parts = [
+            await self._runtime.infer(
+                bundle,
+                {name: values[start : start + size] for name, values in inputs.items()},
+                outputs,
+                ask,
+            )
+            for start in range(0, rows, size)
+        ]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
         for name, values in joined.items():
             if values.dtype.kind == "f" and np.isnan(values).any():
-                raise ModelOutputError(f"{bundle.name}: {name} holds a value that is not a number")
+                raise not_a_number(bundle.name, name)
         return joined
 
     def info(self, bundle: Bundle[Any]) -> answers.Model:
         """Which weights answer, and what runs them."""
-        return answers.Model(
+        if known := self._infos.get(bundle.key):
+            return known
+        backend = self._runtime.describe(bundle)
+        info = answers.Model(
             name=bundle.name,
             version=bundle.version,
             digest=bundle.manifest.digest,
-            precision=bundle.manifest.graph.precision,
-            backend=self._runtime.describe(bundle).name,
+            precision=backend.precision or bundle.manifest.graph.precision,
+            backend=backend.name,
         )
+        self._infos[bundle.key] = info
+        return info
 
     def runtime_details(self, bundle: Bundle[Any]) -> dict[str, str | int]:
         """What an operator wants to know of whatever runs the model."""
@@ -206,7 +221,9 @@ class Models:
         for bundle in bundles:
             started = time.perf_counter()
             await self._runtime.load(bundle)
+            self._infos.pop(bundle.key, None)
             await self._canary(bundle)
+            self._metrics.canary()
             seconds = round(time.perf_counter() - started, 3)
             log.info("model loaded", extra={**_prefixed(self.info(bundle)), "seconds": seconds})
 
@@ -225,7 +242,11 @@ class Models:
         """From now on requests get these models, all of them at once."""
         if served is not self.served:
             self._snapshot = Snapshot(served)
-        self._metrics.models(self.info(bundle) for bundle in served.all())
+        bundles = list(served.all())
+        self._metrics.models(
+            [self.info(bundle) for bundle in bundles],
+            {bundle.name: self.runtime_details(bundle) for bundle in bundles},
+        )
 
     def _resume(self) -> None:
         self._obstacle = None
@@ -243,8 +264,9 @@ class Models:
     async def _answers_golden(self, bundle: Bundle[Any], inputs: Mapping[str, Tensor]) -> None:
         outputs = [spec.name for spec in bundle.manifest.outputs]
         try:
+            ask = Ask(INTERACTIVE, time.monotonic() + _CANARY_S, Timing())
             with anyio.fail_after(_CANARY_S):
-                found = await self.infer(bundle, inputs, outputs)
+                found = await self.infer(bundle, inputs, outputs, ask)
         except (RequestError, TimeoutError) as error:
             raise BackendUnavailableError(
                 f"{bundle.name} version {bundle.version}: no answer to the golden tile: {error}"
@@ -255,13 +277,14 @@ class Models:
                 f"{bundle.graph}: does not answer the golden tile: {error}"
             ) from error
         first = {name: values[:1] for name, values in found.items()}
-        if problem := disagreement(bundle.manifest.golden, first):
+        golden = self._runtime.describe(bundle).golden or bundle.manifest.golden
+        if problem := disagreement(golden, first):
             raise BundleError(f"{bundle.graph}: answers the golden tile otherwise: {problem}")
 
 
-def _runtime(settings: Settings) -> Runtime:
-    if settings.runtime == "embedded":
-        return EmbeddedRuntime(settings)
+def _runtime(settings: Settings, lanes: Lanes) -> Runtime:
+    if settings.runtime != "triton":
+        return EmbeddedRuntime(settings, lanes)
     # Imported here: without Triton nobody needs its client.
     from serving.triton import TritonRuntime
 

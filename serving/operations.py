@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.answers import Health, ModelDetails, ModelList, Ready, TileInput
+from serving.drain import Drain
 from serving.engine import Engine
 from serving.problems import responses
 from serving.repository import Bundle
 from tilesight.manifest import AnswerHead, CaptionHead, EncodingHead, Head, LabelsHead
 
 
-def router(engine: Engine) -> APIRouter:
+def router(engine: Engine, drain: Drain) -> APIRouter:
     """GET /healthz, /readyz, /models and /metrics."""
     routes = APIRouter(tags=["operations"], responses=responses(422, 500))
 
@@ -22,6 +24,7 @@ def router(engine: Engine) -> APIRouter:
 
     @routes.get("/readyz", summary="Whether every model answers", responses=responses(503))
     async def readyz() -> Ready:
+        drain.require_staying()
         engine.models.require_ready()
         return Ready()
 
@@ -32,7 +35,10 @@ def router(engine: Engine) -> APIRouter:
 
     @routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(engine.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        engine.metrics.publish()
+        # Milliseconds of work: not in the event loop.
+        page = await anyio.to_thread.run_sync(engine.metrics.page)
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
 
     return routes
 

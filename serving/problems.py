@@ -39,9 +39,22 @@ KINDS: dict[type[Exception], Kind] = {
     errors.QuestionError: Kind(422, "bad-question", "The question cannot be asked"),
     ours.RequestError: Kind(422, "invalid-request", "The request cannot be fulfilled"),
     ours.MalformedBodyError: Kind(400, "malformed-body", "The body cannot be read"),
+    ours.AmbiguousKeyError: Kind(400, "ambiguous-key", "Several API keys were sent"),
+    ours.UnauthorizedError: Kind(401, "unauthorized", "A valid API key is needed"),
+    ours.ForbiddenError: Kind(403, "forbidden", "The API key may not do this"),
+    ours.TooManyRequestsError: Kind(429, "too-many-requests", "The client asks too often"),
     ours.MediaTypeError: Kind(415, "unsupported-media-type", "The body's type is not read"),
     ours.BodyTooLargeError: Kind(413, "body-too-large", "The body is too large"),
     ours.SlowBodyError: Kind(408, "slow-body", "The body took too long to arrive"),
+    ours.WishError: Kind(422, "invalid-header", "A header is not allowed"),
+    ours.MalformedRequestError: Kind(400, "malformed-request", "The request is not valid HTTP"),
+    ours.TransferCodingError: Kind(
+        501, "transfer-coding", "The body's transfer coding is not read"
+    ),
+    ours.HeaderTooLargeError: Kind(431, "header-too-large", "The header is too large"),
+    ours.SlowHeaderError: Kind(408, "slow-header", "The header took too long to arrive"),
+    ours.ConnectionsError: Kind(503, "too-many-connections", "Too many connections are open"),
+    ours.StorageError: Kind(503, "no-storage", "The body cannot be stored"),
     ours.NotReadyError: Kind(503, "not-ready", "The gateway is not ready"),
     ours.OverloadedError: Kind(503, "overloaded", "The gateway is overloaded"),
     ours.BackendUnavailableError: Kind(
@@ -152,10 +165,14 @@ def _extensions(scope: Scope, error: Exception) -> tuple[dict[str, Any], dict[st
         headers = {}
         if "retry_after" in extensions:
             headers["Retry-After"] = str(extensions.pop("retry_after"))
+        if "challenge" in extensions:
+            headers["WWW-Authenticate"] = str(extensions.pop("challenge"))
         if isinstance(error, ours.BodyTooLargeError | ours.SlowBodyError):
             # What is left of the body would be read as the next request.
             headers["Connection"] = "close"
         return extensions, headers
+    if isinstance(error, errors.LimitError) and error.limit is not None:
+        return {"limit": error.limit, "unit": error.unit}, {}
     return {}, {}
 
 

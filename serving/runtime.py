@@ -1,4 +1,4 @@
-"""What the gateway needs of whatever runs the models: one protocol, two implementations."""
+"""What the gateway needs of whatever runs the models: one protocol for all of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.jobs import Ask
 from serving.repository import Bundle
+from serving.stations import Station
+from tilesight.manifest import Golden
 
 Tensor = NDArray[np.generic]
-
-
-@dataclass(frozen=True)
-class Inference:
-    """The tensors that a model returned, by name, and where the time went."""
-
-    outputs: dict[str, NDArray[Any]]
-    queue_s: float | None  # unknown where another process queues
-    infer_s: float
 
 
 @dataclass(frozen=True)
@@ -28,13 +22,15 @@ class Backend:
     name: str
     details: dict[str, str | int]
     max_batch: int | None = None  # most rows of one run, where there is a limit
+    # Where it runs something else than the served graph as it stands in the manifest.
+    precision: str | None = None
+    golden: Golden | None = None
 
 
 class Runtime(Protocol):
     """Runs versions of models; two versions of one model can be loaded at a time.
 
-    Every method stops when it is cancelled. A runtime in another process takes the deadline of the
-    cancel scope around the call along.
+    Every method stops when it is cancelled. A runtime in another process takes the deadline along.
     """
 
     async def load(self, bundle: Bundle[Any]) -> None:
@@ -49,9 +45,12 @@ class Runtime(Protocol):
     async def unload(self, bundle: Bundle[Any]) -> None:
         """After it the version cannot be run; the model's other versions are untouched."""
 
+    def station(self, bundle: Bundle[Any], lane: str) -> Station | None:
+        """Where a crew of this process runs the version; None where another process runs it."""
+
     async def infer(
-        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str]
-    ) -> Inference:
+        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str], ask: Ask
+    ) -> dict[str, NDArray[Any]]:
         """The named outputs for one batch.
 
         Raises:

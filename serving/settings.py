@@ -1,13 +1,14 @@
 """All that an operator can set, read once from the environment at the start."""
 
 import os
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serving.origins import origins
 from tilesight.errors import ConfigError
 from tilesight.headers import PILLOW_MAX_PIXELS
 from tilesight.imaging import ImageLimits
@@ -42,8 +43,11 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         default=60.0, gt=0, description="seconds a request body may take to arrive"
     )
-    max_in_flight: int = Field(
-        default=64, gt=0, description="requests with tiles held at once; more are answered 503"
+    max_queued_images: int = Field(
+        default=128, gt=0, description="tiles held at once in each lane; more are answered 503"
+    )
+    max_queue_s: float = Field(
+        default=10.0, gt=0, description="seconds a tile may wait to be begun; then it is given up"
     )
     deadline_s: float = Field(
         default=30.0, gt=0, description="seconds from the complete body to the answer"
@@ -54,11 +58,22 @@ class Settings(BaseSettings):
         description="seconds between looks at the repository for other versions; 0: never",
     )
     max_batch: int = Field(default=16, gt=0, description="most rows of one run of a model")
-    concurrency: int = Field(default=1, gt=0, description="runs of models at the same time")
-    threads: int | None = Field(
-        default=None,
-        gt=0,
-        description="threads of one run; absent: the usable cores are shared out",
+    max_batch_delay_s: float = Field(
+        default=0.01,
+        ge=0,
+        description="seconds a decoded tile waits for others that are still being decoded",
+    )
+    sessions: int | None = Field(
+        default=None, gt=0, description="runs of one model at the same time; absent: found"
+    )
+    threads: int | None = Field(default=None, gt=0, description="threads of one run; absent: found")
+    autotune_s: float = Field(
+        default=6.0,
+        ge=0,
+        description="seconds to find sessions x threads x batch on a new machine; 0: not at all",
+    )
+    cache_dir: Path | None = Field(
+        default=None, description="where what was found is kept; absent: ~/.cache/tilesight"
     )
     device: str = Field(
         default="auto",
@@ -66,8 +81,9 @@ class Settings(BaseSettings):
         description="auto takes a GPU where one works; cuda refuses to start without",
     )
 
-    runtime: Literal["embedded", "triton"] = Field(
-        default="embedded", description="ONNX Runtime in this process, or a Triton server"
+    runtime: Literal["embedded", "openvino", "triton"] = Field(
+        default="embedded",
+        description="ONNX Runtime in this process, with OpenVINO beside it, or a Triton server",
     )
     triton_url: str = Field(
         default="127.0.0.1:8001",
@@ -81,6 +97,103 @@ class Settings(BaseSettings):
     triton_key: SecretStr | None = Field(
         default=None, description="value of Triton's restricted key admin-key"
     )
+
+    api_keys_file: Path | None = Field(
+        default=None, description="file of API keys, made by `tilesight keys`; without keys: open"
+    )
+    api_keys: SecretStr | None = Field(
+        default=None, description="the content of such a file, for keys beside it or without one"
+    )
+    client_rate: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests with tiles that one client may send a second; absent: any",
+    )
+    client_burst: int | None = Field(
+        default=None,
+        gt=0,
+        description="requests that a client may send at once; absent: a second's worth",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="origins whose pages may ask, with commas between; * for any"
+    )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(), description="addresses and networks whose X-Forwarded-For is believed"
+    )
+
+    @field_validator("client_burst")
+    @classmethod
+    def _of_a_rate(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("client_rate") is None:
+            raise ValueError(f"means nothing without {PREFIX}CLIENT_RATE")
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        return origins(value) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(ip_network(part) for one in value.split(",") if (part := one.strip()))
+
+    workers: int = Field(
+        default=1, gt=0, le=64, description="processes that share the port, each with all models"
+    )
+    drain_wait_s: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds of service after SIGTERM in which /readyz already answers 503",
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds after that in which begun requests are finished, others answered 503",
+    )
+    log_requests: Literal["all", "errors", "none"] = Field(
+        default="all", description="which requests get a line in the log; errors: 4xx and 5xx"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="collector of OpenTelemetry traces, e.g. http://collector:4318; absent: none",
+    )
+    trace_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of the requests that are traced"
+    )
+
+    max_header_bytes: int = Field(
+        default=32 * 1024, ge=1024, le=_MIB, description="largest header of a request"
+    )
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="seconds a request's header may take to arrive"
+    )
+    max_connections: int = Field(
+        default=2048, gt=0, description="connections open at once; more are answered 503"
+    )
+    spool_bytes: int = Field(
+        default=_MIB, gt=0, description="of one body held in memory; the rest waits on the disk"
+    )
+    max_deadline_s: float = Field(
+        default=300.0,
+        gt=0,
+        allow_inf_nan=False,
+        validate_default=True,
+        description="the most that Tilesight-Deadline may ask",
+    )
+
+    @field_validator("max_deadline_s")
+    @classmethod
+    def _not_below_the_default(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("deadline_s", 0.0):
+            raise ValueError(f"is below {PREFIX}DEADLINE_S, {info.data['deadline_s']:g}")
+        return value
 
     @field_validator("host")
     @classmethod

@@ -1,90 +1,103 @@
 """The three questions that one can ask of a tile, as endpoints."""
 
-from typing import Annotated
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from serving import bodies
-from serving.answers import CaptionAnswer, LabelsAnswer, Results, VqaAnswer, one_or_many
+from serving import bodies, wishes
+from serving.answers import AnswerT, CaptionAnswer, LabelsAnswer, Results, VqaAnswer, one_or_many
 from serving.caption import CaptionOptions, caption
 from serving.engine import Engine
+from serving.jobs import Ask
 from serving.labels import LabelsOptions, label
 from serving.patience import in_time
 from serving.problems import responses
-from serving.vqa import answer
+from serving.settings import Settings
+from serving.tile_route import TileRoute
+from serving.vqa import VqaOptions, answer
 
-_PROBLEMS = responses(400, 408, 413, 415, 422, 500, 503, 504)
+PATHS = ("/labels", "/caption", "/vqa")
+
+_PROBLEMS = responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def router(engine: Engine) -> APIRouter:
     """POST /labels, /caption and /vqa; the models that answer set the upper bounds."""
-    routes = APIRouter(tags=["tiles"], responses=_PROBLEMS)
-    settings = engine.settings
+    routes = APIRouter(tags=["tiles"], responses=_PROBLEMS, route_class=TileRoute)
 
     @routes.post(
         "/labels",
         summary="The land-cover labels of a tile",
         response_model_exclude_none=True,
-        openapi_extra=bodies.schema(bodies.TilesJson),
+        openapi_extra=_described(bodies.TilesJson, engine.settings),
     )
     async def post_labels(
-        request: Request,
-        threshold: Annotated[
-            float | None, Query(ge=0, le=1, description="in place of each label's own threshold")
-        ] = None,
-        top_k: Annotated[
-            int | None, Query(ge=1, description="only the best labels; default all")
-        ] = None,
-        explain: Annotated[
-            bool, Query(description="adds to each present label where on the tile it was seen")
-        ] = False,
+        request: Request, options: Annotated[LabelsOptions, Query()]
     ) -> LabelsAnswer | Results[LabelsAnswer]:
-        async with engine.admitted():
-            body = await bodies.read(request, settings, bodies.TilesJson)
-            options = LabelsOptions(threshold, top_k, explain)
-            work = label(engine, body.images, options)
-            return one_or_many(await in_time(request, settings.deadline_s, work))
+        return await _answered(
+            engine,
+            request,
+            bodies.TilesJson,
+            lambda body, ask: label(engine, body.images, options, ask),
+        )
 
     @routes.post(
         "/caption",
         summary="A sentence about a tile",
-        openapi_extra=bodies.schema(bodies.TilesJson),
+        openapi_extra=_described(bodies.TilesJson, engine.settings),
     )
     async def post_caption(
-        request: Request,
-        beams: Annotated[
-            int | None, Query(ge=1, description="how many sentences the search keeps")
-        ] = None,
-        candidates: Annotated[
-            int | None,
-            Query(ge=1, description="how many sentences to return; at most `beams`"),
-        ] = None,
-        explain: Annotated[
-            bool, Query(description="lists every attribute, not only the sampled ones")
-        ] = False,
+        request: Request, options: Annotated[CaptionOptions, Query()]
     ) -> CaptionAnswer | Results[CaptionAnswer]:
-        async with engine.admitted():
-            body = await bodies.read(request, settings, bodies.TilesJson)
-            options = CaptionOptions(beams, candidates, explain)
-            work = caption(engine, body.images, options)
-            return one_or_many(await in_time(request, settings.deadline_s, work))
+        return await _answered(
+            engine,
+            request,
+            bodies.TilesJson,
+            lambda body, ask: caption(engine, body.images, options, ask),
+        )
 
     @routes.post(
         "/vqa",
         summary="Answers to questions about a tile",
-        openapi_extra=bodies.schema(bodies.QuestionsJson),
+        openapi_extra=_described(bodies.QuestionsJson, engine.settings),
     )
     async def post_vqa(
-        request: Request,
-        question: Annotated[
-            list[str] | None,
-            Query(description="a question, repeatable; before those of the body, if there are"),
-        ] = None,
+        request: Request, options: Annotated[VqaOptions, Query()]
     ) -> VqaAnswer | Results[VqaAnswer]:
-        async with engine.admitted():
-            body = await bodies.read(request, settings, bodies.QuestionsJson)
-            questions = [*(question or []), *body.questions]
-            work = answer(engine, body.images, questions)
-            return one_or_many(await in_time(request, settings.deadline_s, work))
+        return await _answered(
+            engine,
+            request,
+            bodies.QuestionsJson,
+            lambda body, ask: answer(
+                engine, body.images, [*(options.question or []), *body.questions], ask
+            ),
+        )
 
     return routes
+
+
+async def _answered(
+    engine: Engine,
+    request: Request,
+    form: type[bodies.TilesJson],
+    work: Callable[[bodies.Body, Ask], Awaitable[list[AnswerT]]],
+) -> AnswerT | Results[AnswerT]:
+    """The answer to one request, from its header on: refused as early as can be."""
+    arrived = time.monotonic()
+    wish = wishes.read(request.scope["headers"], engine.settings)
+    lane = engine.lanes[wish.lane]
+    engine.models.require_ready()
+    lane.require_place()
+    body = await bodies.read(request, engine.settings, form)
+    with lane.places(len(body.images)):
+        ask = engine.ask(wish.lane, wish.deadline_s)
+        request.scope["state"]["timing"] = ask.timing
+        ask.timing.admission = time.monotonic() - arrived
+        return one_or_many(await in_time(request, wish.deadline_s, work(body, ask)))
+
+
+def _described(form: type[bodies.TilesJson], settings: Settings) -> dict[str, Any]:
+    """What OpenAPI says of the body and of the headers."""
+    return {**bodies.schema(form), "parameters": wishes.parameters(settings)}

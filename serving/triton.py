@@ -5,23 +5,24 @@ at the server too. Models are trusted by what the server says of them, not by wh
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import numpy as np
 from google.protobuf import json_format
+from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput, aio, model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.errors import BackendError, BackendUnavailableError
+from serving.errors import BackendError, BackendUnavailableError, DeadlineError
+from serving.jobs import Ask
 from serving.repository import Bundle
-from serving.runtime import Backend, Inference, Tensor
+from serving.runtime import Backend, Tensor
 from serving.settings import Settings
+from serving.tracing import carried
 from serving.triton_failures import failure, refusal, unavailable
 from serving.triton_models import difference, require_same_tensors
 from tilesight.errors import TilesightError
@@ -92,13 +93,17 @@ class TritonRuntime:
         except InferenceServerException as error:
             raise refusal(bundle, error) from error
 
+    def station(self, bundle: Bundle[Any], lane: str) -> None:
+        """None: the server has queues and batches of its own."""
+
     async def infer(
-        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str]
-    ) -> Inference:
+        self, bundle: Bundle[Any], inputs: Mapping[str, Tensor], outputs: Sequence[str], ask: Ask
+    ) -> dict[str, NDArray[Any]]:
         """The named outputs for one batch, which the server may run together with others."""
-        left = anyio.current_effective_deadline() - anyio.current_time()
-        limited = math.isfinite(left)
-        started = time.perf_counter()
+        started = time.monotonic()
+        left = ask.deadline_s - started
+        if left <= 0:
+            raise DeadlineError("no time was left to ask Triton")
         try:
             result = await _asked(
                 self._client.infer(
@@ -107,9 +112,9 @@ class TritonRuntime:
                     model_version=str(bundle.version),
                     outputs=[InferRequestedOutput(name) for name in outputs],
                     # In its queue the server itself drops what is late.
-                    timeout=max(1, int(left * 1e6)) if limited else None,
-                    # Later than the cancel scope, which cancels at the server too.
-                    **self._call(left + _GRACE_S if limited else None),
+                    timeout=max(1, int(left * 1e6)),
+                    # Later than the deadline of the request, which cancels at the server too.
+                    **self._call(left + _GRACE_S),
                 )
             )
         except InferenceServerException as error:
@@ -117,7 +122,9 @@ class TritonRuntime:
         found = {name: result.as_numpy(name) for name in outputs}
         if missing := [name for name, values in found.items() if values is None]:
             raise BackendError(f"{bundle.name}: Triton's answer lacks {', '.join(missing)}")
-        return Inference(found, None, time.perf_counter() - started)
+        # Where its time went inside the server is not told with the answer.
+        ask.timing.infer += time.monotonic() - started
+        return found
 
     async def holds(self, bundle: Bundle[Any]) -> bool:
         """Whether the server says that the version is ready."""
@@ -144,9 +151,9 @@ class TritonRuntime:
             self._channel = aio.InferenceServerClient(self._url, channel_args=_CHANNEL)
         return self._channel
 
-    def _call(self, seconds: float | None) -> dict[str, Any]:
+    def _call(self, seconds: float) -> dict[str, Any]:
         """What goes with every call: the key, and how long it may take."""
-        return {"headers": self._headers, "client_timeout": seconds}
+        return {"headers": self._headers | carried(), "client_timeout": seconds}
 
     async def _problem(self, bundle: Bundle[Any]) -> TilesightError | None:
         """Why the server does not serve this version as its manifest says; None where it does."""

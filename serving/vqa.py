@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving import answers
-from serving.engine import Engine, stack
+from serving.engine import Engine
 from serving.errors import RequestError
+from serving.jobs import Ask
 from serving.repository import Served
 from tilesight.errors import QuestionError
 from tilesight.manifest import AnswerHead
@@ -17,8 +19,19 @@ from tilesight.questions import question_ids
 _ALTERNATIVES = 3
 
 
+class VqaOptions(BaseModel):
+    """What a caller can say in the query."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    question: list[str] | None = Field(
+        default=None,
+        description="a question, repeatable; before those of the body, if there are",
+    )
+
+
 async def answer(
-    engine: Engine, images: Sequence[bytes], questions: Sequence[str]
+    engine: Engine, images: Sequence[bytes], questions: Sequence[str], ask: Ask
 ) -> list[answers.VqaAnswer]:
     """The answers to all questions for each tile, in the order of tiles and questions.
 
@@ -28,30 +41,29 @@ async def answer(
     """
     # Encoder and head of one moment: a head reads the memory of no other encoder.
     with engine.models.using() as served:
-        return await _answer_all(engine, served, images, questions)
+        return await _answer_all(engine, served, images, questions, ask)
 
 
 async def _answer_all(
-    engine: Engine, served: Served, images: Sequence[bytes], questions: Sequence[str]
+    engine: Engine, served: Served, images: Sequence[bytes], questions: Sequence[str], ask: Ask
 ) -> list[answers.VqaAnswer]:
     encoder, head = served.encoder, served.vqa
     ids, warnings = _read(questions, head.head, engine.settings.max_questions)
-    tiles = await engine.prepare(encoder, images)
-    encoded = await engine.models.infer(encoder, {encoder.tile.name: stack(tiles)}, ["memory"])
-    inputs = {
-        "memory": np.repeat(encoded["memory"], len(questions), axis=0),  # (N * Q, S, D)
-        "question": np.tile(ids, (len(tiles), 1)),  # (N * Q, tokens)
-    }
-    found = await engine.models.infer(head, inputs, ["answers"])
-    probabilities = found["answers"].reshape(len(tiles), len(questions), -1)  # (N, Q, A)
-    model = engine.models.info(head)
-    with engine.timed("postprocess", head):
+    tiles = await engine.look(encoder, images, ["memory"], ask)
+    rows = [
+        {"memory": tile.values["memory"], "question": question}
+        for tile in tiles
+        for question in ids
+    ]
+    found = await engine.run(head, rows, ["answers"], ask)
+    ask.timing.model = model = engine.models.info(head)
+    with engine.postprocessing(ask):
         return [
             answers.VqaAnswer(
                 model=model,
                 tile=tile.info,
                 answers=[
-                    _answer(head.head, question, probabilities[row, column])
+                    _answer(head.head, question, found[row * len(questions) + column]["answers"])
                     for column, question in enumerate(questions)
                 ],
                 warnings=[*tile.warnings, *warnings],

@@ -24,8 +24,9 @@ class Room(NamedTuple):
 
 ROOMS = (
     Room("serving.cli", ("serve", "describe"), "serve"),
+    Room("serving.keys_cli", ("keys",), "serve"),
     Room("training.cli", ("train", "evaluate"), "train"),
-    Room("export.cli", ("export", "verify"), "export"),
+    Room("export.cli", ("export", "certify", "verify"), "export"),
     Room("export.preflight_cli", ("preflight",), "export"),
     Room("tilesight.models_cli", ("models",), "serve"),
     Room("tilesight.triton.cli", ("triton",), "serve"),

@@ -9,6 +9,16 @@ class TilesightError(Exception):
     """The base of all failures that a user can mend."""
 
 
+class LimitError(TilesightError):
+    """A failure that knows which bound was broken, as a number and in words."""
+
+    def __init__(self, message: str, limit: float | None = None, unit: str | None = None) -> None:
+        """A failure over `limit`, counted in `unit`; None where no bound was broken."""
+        super().__init__(message)
+        self.limit = limit
+        self.unit = unit
+
+
 class EmptyImageError(TilesightError):
     """No bytes were sent where an image was expected."""
 
@@ -21,15 +31,15 @@ class UndecodableImageError(TilesightError):
     """The bytes claim to be an image and cannot be decoded: damaged or cut off."""
 
 
-class ImageTooLargeError(TilesightError):
+class ImageTooLargeError(LimitError):
     """More bytes or more pixels than the limits allow; found before anything is decoded."""
 
 
-class ImageTooSmallError(TilesightError):
+class ImageTooSmallError(LimitError):
     """Fewer pixels on a side than a model can tell anything from."""
 
 
-class AnimatedImageError(TilesightError):
+class AnimatedImageError(LimitError):
     """An image of several frames or pages, where one tile is asked for."""
 
 
@@ -37,7 +47,7 @@ class BandError(TilesightError):
     """The image has not the bands that the model was trained on."""
 
 
-class QuestionError(TilesightError):
+class QuestionError(LimitError):
     """A question that cannot be asked: empty, too long, or without a known word."""
 
 

@@ -15,7 +15,13 @@ from tilesight.manifest import Golden, Manifest
 # An output of more values (a class activation map, a memory) would fill the manifest.
 _MOST_VALUES = 256
 # Other processors add up in another order; int8 sums saturate on those without VNNI.
-TOLERANCES = {"float32": 1e-3, "float16-weights": 1e-3, "int8": 5e-2}
+TOLERANCES = {
+    "float32": 1e-3,
+    "float16-weights": 1e-3,
+    "bfloat16": 5e-2,
+    "int8": 5e-2,
+    "int8-bfloat16": 5e-2,
+}
 
 
 def golden_inputs(manifest: Manifest) -> dict[str, NDArray[np.generic]]:
@@ -29,8 +35,13 @@ def golden_inputs(manifest: Manifest) -> dict[str, NDArray[np.generic]]:
     }
 
 
-def record(manifest: Manifest, outputs: Mapping[str, NDArray[np.generic]]) -> Golden:
-    """What the manifest keeps of the golden tile's outputs: small ones, of finite floats."""
+def record(
+    manifest: Manifest, outputs: Mapping[str, NDArray[np.generic]], precision: str | None = None
+) -> Golden:
+    """What is kept of the golden tile's outputs: small ones, of finite floats.
+
+    Without another precision they are those of the manifest's graph.
+    """
     kept = {
         name: [round(float(value), 6) for value in values.ravel().tolist()]
         for name, values in outputs.items()
@@ -38,7 +49,7 @@ def record(manifest: Manifest, outputs: Mapping[str, NDArray[np.generic]]) -> Go
         and values.size <= _MOST_VALUES
         and bool(np.isfinite(values).all())
     }
-    return Golden(outputs=kept, tolerance=TOLERANCES[manifest.graph.precision])
+    return Golden(outputs=kept, tolerance=TOLERANCES[precision or manifest.graph.precision])
 
 
 def disagreement(golden: Golden, outputs: Mapping[str, NDArray[np.generic]]) -> str | None:

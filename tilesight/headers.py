@@ -51,7 +51,9 @@ def check_bytes(data: bytes, limits: ImageLimits) -> None:
         raise EmptyImageError("the image is empty: 0 bytes")
     if len(data) > limits.max_bytes:
         raise ImageTooLargeError(
-            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} bytes"
+            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} bytes",
+            limits.max_bytes,
+            "bytes",
         )
 
 
@@ -60,19 +62,25 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(
             f"the image has {width:,} x {height:,} = {width * height:,} pixels; "
-            f"the limit is {limits.max_pixels:,} pixels"
+            f"the limit is {limits.max_pixels:,} pixels",
+            limits.max_pixels,
+            "pixels",
         )
     if min(width, height) < limits.min_side:
         raise ImageTooSmallError(
             f"the image has {width} x {height} pixels; "
-            f"each side needs at least {limits.min_side} pixels"
+            f"each side needs at least {limits.min_side} pixels",
+            limits.min_side,
+            "pixels of a side",
         )
 
 
 def check_single(kind: str, count: int, what: str) -> None:
     """Refuses an image of several frames or pages."""
     if count > 1:
-        raise AnimatedImageError(f"the {kind} image holds {count} {what}; a tile is 1 image")
+        raise AnimatedImageError(
+            f"the {kind} image holds {count} {what}; a tile is 1 image", 1, what
+        )
 
 
 # --- Format
@@ -126,23 +134,32 @@ def hide_exif(data: bytes) -> tuple[bytes, bytes]:
     On opening, Pillow parses all EXIF tags of a JPEG: a small file with tags that overlap costs
     it gigabytes, and a damaged block makes it print warnings. One tag is needed.
     """
-    hidden, exif = bytearray(data), b""
+    blocks: list[int] = []
+    exif = b""
     position = 2
     for _ in range(_MAX_STEPS):
         marker = data[position + 1 : position + 2]
         if marker == b"\xda" or position + 4 > len(data):
-            return (bytes(hidden), exif) if exif else (data, b"")
+            return (_without(data, blocks), exif) if exif else (data, b"")
         if data[position] != 0xFF or marker[0] < 0xC0 or marker[0] in _BARE_MARKERS:
             position += 1
             continue
         size = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == b"\xe1" and data[position + 4 : position + 10] == b"Exif\x00\x00":
             exif = exif or data[position + 10 : position + 2 + size]
-            hidden[position + 4 : position + 8] = b"none"
+            blocks.append(position + 4)
         position += 2 + max(size, 2)
     raise UndecodableImageError(
         f"the JPEG image is damaged: no picture within {_MAX_STEPS:,} segments"
     )
+
+
+def _without(data: bytes, blocks: list[int]) -> bytes:
+    """The JPEG with another name on the EXIF blocks that begin there, so that none is found."""
+    hidden = bytearray(data)
+    for start in blocks:
+        hidden[start : start + 4] = b"none"
+    return bytes(hidden)
 
 
 def check_chunks(data: bytes) -> None:

@@ -1,7 +1,8 @@
 """THE pixel pipeline: from the bytes of one tile to the uint8 array that a model eats.
 
-Training, export, gateway and scorer all call `prepare` (or `decode` and then `fit`), so a tile has
-the same pixels everywhere. Normalisation is no part of it: that lies inside the exported graph.
+Training, export, gateway and scorer all call `prepare` or `fitted` (which also says what a user
+should know), so a tile has the same pixels everywhere. Normalisation is no part of it: that lies
+inside the exported graph.
 
 1. Bytes, format and size are checked by what the file begins with (`headers`).
 2. The decoder of the format gives values, and refuses several frames or pages (here; `tiff`).
@@ -9,6 +10,8 @@ the same pixels everywhere. Normalisation is no part of it: that lies inside the
 4. The tile is turned as EXIF says, and stretched to the model's size.
 
 Where a rule changes what a user sees, the tile carries a warning. docs/pixels.md states the rules.
+A decoded tile stays in Pillow's memory until its pixels are asked for: what is only resized is made
+an array once, small. benchmarks/decode.py measures it.
 All functions are pure and may run in several threads at once.
 """
 
@@ -16,7 +19,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO
 
 import numpy as np
@@ -32,20 +35,45 @@ from tilesight.headers import DEFAULT_LIMITS, ImageLimits
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "Fitted",
     "ImageLimits",
     "Tile",
     "decode",
     "fit",
     "fit_warnings",
+    "fitted",
     "golden_image",
     "golden_sha256",
     "prepare",
 ]
 
 
+# What a reader gives: an RGB image, or an array (H, W, 3) where one had to be made on the way.
+Picture = Image.Image | Pixels
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A decoded tile: pixels (H, W, 3) uint8 RGB, upright, before the resize."""
+    """A decoded tile: RGB, upright, before the resize."""
+
+    picture: Picture
+    format: str
+    width: int
+    height: int
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The tile as an array (H, W, 3) uint8, made when it is first asked for."""
+        return np.array(self.picture) if isinstance(self.picture, Image.Image) else self.picture
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fitted:
+    """A tile in a model's size: pixels (height, width, 3) uint8 RGB, which are read-only.
+
+    `width` and `height` are those of the tile before; the warnings tell of the resize, too.
+    """
 
     pixels: Pixels
     format: str
@@ -64,9 +92,18 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Tile:
     kind = headers.image_format(data)
     notes: list[str] = []
     with _reading(kind):
-        pixels, orientation = _READERS[kind](data, limits, notes)
-    pixels = np.ascontiguousarray(_upright(pixels, orientation))
-    return Tile(pixels, kind, pixels.shape[1], pixels.shape[0], tuple(notes))
+        stored, orientation = _READERS[kind](data, limits, notes)
+    picture = _upright(stored, orientation)
+    width, height = _size(picture)
+    return Tile(picture, kind, width, height, tuple(notes))
+
+
+def fitted(data: bytes, height: int, width: int, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted:
+    """The model's input for one tile and all that its user should know; raises as `decode`."""
+    tile = decode(data, limits)
+    pixels = _resized(tile.picture, height, width)
+    warnings = tile.warnings + fit_warnings(tile, height, width)
+    return Fitted(pixels, tile.format, tile.width, tile.height, warnings)
 
 
 @contextmanager
@@ -88,20 +125,20 @@ def _reading(kind: str) -> Iterator[None]:
         ) from error
 
 
-# --- One reader a format: pixels (H, W, 3) as stored, and how they are to be turned. The plugins
+# --- One reader a format: the picture as stored, and how it is to be turned. The plugins
 # --- are called by name: `Image.open` would choose among all formats, count pixels by its own
 # --- limit, and split a camera's JPEG (MPO) into frames.
 
 
-def _read_jpeg(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Pixels, int]:
+def _read_jpeg(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Picture, int]:
     data, exif = headers.hide_exif(data)
     image = JpegImageFile(BytesIO(data))
     headers.check_size(*image.size, limits)
     image.load()
-    return colours.rgb(image, notes), _exif_orientation(exif, notes)
+    return colours.rgb_image(image, notes), _exif_orientation(exif, notes)
 
 
-def _read_png(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Pixels, int]:
+def _read_png(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Picture, int]:
     headers.check_chunks(data)
     image = PngImageFile(BytesIO(data))
     headers.check_size(*image.size, limits)
@@ -115,20 +152,20 @@ def _read_png(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Pixel
     # The eXIf chunk may stand behind the pixels, so it is known only now.
     orientation = _exif_orientation(image.info.get("exif", b""), notes)
     if not raw_mode.endswith(";16B"):
-        return colours.rgb(image, notes), orientation
+        return colours.rgb_image(image, notes), orientation
     values, alpha = colours.sixteen_bit(image, PngImageFile(BytesIO(data)))
     nodata = colours.equals(values, image.info.get("transparency"))
     return colours.scaled(values, nodata, alpha, notes), orientation
 
 
-def _read_webp(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Pixels, int]:
+def _read_webp(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Picture, int]:
     # Opening a WebP reserves its canvas, so the size is read before that.
     headers.check_size(*headers.webp_size(data), limits)
     image = WebPImageFile(BytesIO(data))
     headers.check_size(*image.size, limits)
     headers.check_single("WebP", image.n_frames, "frames")
     image.load()
-    return colours.rgb(image, notes), _exif_orientation(image.info.get("exif", b""), notes)
+    return colours.rgb_image(image, notes), _exif_orientation(image.info.get("exif", b""), notes)
 
 
 _READERS = {"JPEG": _read_jpeg, "PNG": _read_png, "WebP": _read_webp, "TIFF": tiff.read}
@@ -148,21 +185,38 @@ def _exif_orientation(exif: bytes, notes: list[str]) -> int:
         return 1
 
 
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """The pixels turned as EXIF says; (H, W, 3), where 5 to 8 exchange H and W."""
+def _upright(picture: Picture, orientation: int) -> Picture:
+    """The picture turned as EXIF says, where 5 to 8 exchange height and width."""
+    if orientation not in range(2, 9):
+        return picture
+    pixels: Pixels = np.asarray(picture)
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return pixels
+    return pixels.copy()
+
+
+def _size(picture: Picture) -> tuple[int, int]:
+    """Width and height."""
+    if isinstance(picture, Image.Image):
+        return picture.size
+    return picture.shape[1], picture.shape[0]
+
+
+def _resized(picture: Picture, height: int, width: int) -> Pixels:
+    """The picture as a read-only array (height, width, 3); see `fit`."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(height, width, 3)
 
 
 def fit(pixels: Pixels, height: int, width: int) -> Pixels:
     """The pixels (height, width, 3), stretched by Pillow's antialiased bilinear filter."""
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image)
+    return _resized(pixels, height, width).copy()
 
 
 def fit_warnings(tile: Tile, height: int, width: int) -> tuple[str, ...]:
@@ -185,7 +239,7 @@ def fit_warnings(tile: Tile, height: int, width: int) -> tuple[str, ...]:
 
 def prepare(data: bytes, height: int, width: int, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """The model's input for one tile: (height, width, 3) uint8 RGB; raises as `decode` does."""
-    return fit(decode(data, limits).pixels, height, width)
+    return _resized(decode(data, limits).picture, height, width).copy()
 
 
 # --- What a manifest promises of this pipeline

@@ -57,7 +57,11 @@ def question_ids(text: str, head: AnswerHead) -> tuple[NDArray[np.int64], list[s
     if not text.strip():
         raise QuestionError("question: empty")
     if len(text) > head.max_characters:
-        raise QuestionError(f"question: {len(text)} characters, the limit is {head.max_characters}")
+        raise QuestionError(
+            f"question: {len(text)} characters, the limit is {head.max_characters}",
+            head.max_characters,
+            "characters",
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -65,7 +69,9 @@ def question_ids(text: str, head: AnswerHead) -> tuple[NDArray[np.int64], list[s
     found = words(text)
     ids = encode(text, head.vocabulary, head.unk_id)
     if len(ids) > head.max_tokens:
-        raise QuestionError(f"question: {len(ids)} words, the limit is {head.max_tokens}")
+        raise QuestionError(
+            f"question: {len(ids)} words, the limit is {head.max_tokens}", head.max_tokens, "words"
+        )
     unknown = [word for word, token in zip(found, ids, strict=True) if token == head.unk_id]
     if len(unknown) == len(ids):
         raise QuestionError(

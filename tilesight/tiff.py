@@ -286,7 +286,9 @@ def _check_page(page: _Page, limits: ImageLimits) -> None:
     if tiled and across * down > limits.max_pixels:
         raise ImageTooLargeError(
             f"the TIFF has inner tiles of {across:,} x {down:,} = {across * down:,} pixels; "
-            f"the limit is {limits.max_pixels:,} pixels"
+            f"the limit is {limits.max_pixels:,} pixels",
+            limits.max_pixels,
+            "pixels",
         )
     if not tiled:
         across, down = width, min(page.number(_STRIP_ROWS, height), height)

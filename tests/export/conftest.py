@@ -22,8 +22,8 @@ __all__ = ["triton_home"]
 
 # Speed decides nothing here: int8 is kept and never served, the graph for one tile is written.
 GATES = Gates(max_metric_loss=1e6, min_speedup=1e6, min_batch1_speedup=0)
-# What most exports of the tests leave out: a server, and the speed of large batches.
-UNTOLD = Options(gates=GATES, triton=False)
+# What most exports of the tests leave out: other runtimes, and the speed of large batches.
+UNTOLD = Options(gates=GATES, triton=False, openvino=False)
 BATCHES = (1, 2)
 
 Damage = Callable[[onnx.ModelProto], None]

@@ -50,6 +50,7 @@ FILES = {
     "model.int8.onnx",
     "model.batch1.onnx",
     "manifest.json",
+    "runtimes.json",
     "certificate.json",
     "certificate.md",
     "certificate.png",

@@ -1,5 +1,6 @@
 """Gateways to test: in the process, or behind a real socket; and tiles to send them."""
 
+import asyncio
 import io
 import json
 import socket
@@ -14,14 +15,18 @@ from typing import Any
 import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.types import ASGIApp
 
 from serving.app import create_app
+from serving.process import Process
 from serving.settings import Settings
 
 
 def settings_for(repository: Path, **options: object) -> Settings:
     """Small limits over the tiny models."""
     limits = {"max_body_bytes": 1 << 20, "max_images": 4, "max_questions": 5, "max_batch": 2}
+    # Of graphs as small as these nothing can be found, and nothing is to be kept in a home folder.
+    limits["autotune_s"] = 0
     return Settings(model_repository=repository, device="cpu", **(limits | options))
 
 
@@ -35,14 +40,33 @@ def started(settings: Settings) -> Iterator[TestClient]:
 @contextmanager
 def served(settings: Settings) -> Iterator[tuple[str, int]]:
     """The address of a ready gateway behind a real socket."""
+    with running(settings) as (address, _):
+        yield address
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[tuple[tuple[str, int], uvicorn.Server]]:
+    """The address of a ready gateway behind a real socket, and its server."""
+    process = Process()
+    app = create_app(settings, process=process)
+    with listening(app, process.wire(settings)) as (address, server):
+        wait_for(lambda: _answers(address, b"GET /readyz HTTP/1.0\r\n\r\n", b" 200 "))
+        yield address, server
+
+
+@contextmanager
+def listening(
+    app: ASGIApp, wire: type[asyncio.Protocol]
+) -> Iterator[tuple[tuple[str, int], uvicorn.Server]]:
+    """The address of a server in a thread, and the server."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    config = uvicorn.Config(app, http=wire, ws="none", log_config=None, server_header=False)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    address = listener.getsockname()
     try:
-        wait_for(lambda: _answers(address, b"GET /readyz HTTP/1.0\r\n\r\n", b" 200 "))
-        yield address
+        wait_for(lambda: server.started)
+        yield listener.getsockname(), server
     finally:
         server.should_exit = True
         thread.join(30)
@@ -71,6 +95,11 @@ def get(address: tuple[str, int], path: str) -> str:
         return connection.getresponse().read().decode()
     finally:
         connection.close()
+
+
+def in_flight(requests: int) -> str:
+    """The sample that says so many requests of people are worked on."""
+    return f'tilesight_requests_in_flight{{lane="interactive"}} {requests}.0'
 
 
 def versions(address: tuple[str, int]) -> dict[str, int]:

@@ -165,7 +165,19 @@ def test_the_limit_of_pixels_is_the_operators(shared_repository: Path) -> None:
         body = tile("blue", size=101)
         answer = small.post("/labels", content=body, headers={"Content-Type": "image/png"})
     assert answer.status_code == 413
-    assert answer.json()["type"] == "/problems/image-too-large"
+    document = answer.json()
+    assert document["type"] == "/problems/image-too-large"
+    assert (document["limit"], document["unit"]) == (100 * 100, "pixels")
+
+
+def test_a_tile_or_a_question_beyond_a_bound_is_told_the_bound(client: TestClient) -> None:
+    small = client.post(
+        "/labels", content=tile("blue", size=7), headers={"Content-Type": "image/png"}
+    ).json()
+    assert (small["type"], small["limit"]) == ("/problems/image-too-small", 8)
+    long = client.post("/vqa", json={"image": b64("blue"), "question": "trees " * 1000}).json()
+    assert (long["type"], long["unit"]) == ("/problems/bad-question", "characters")
+    assert long["limit"] > 0
 
 
 def test_json_is_read_as_utf8(client: TestClient) -> None:

@@ -10,8 +10,10 @@ import anyio
 import pytest
 
 from serving.embedded import EmbeddedRuntime
+from serving.lanes import Lanes
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.repository import open_served
 from serving.snapshot import Snapshot
 from tests.serving import bundles, traffic
 from tests.serving.gateway import get, post, served, settings_for, tile, versions, wait_for
@@ -129,8 +131,9 @@ def test_following_can_be_switched_off(repository: Path) -> None:
 @pytest.mark.anyio
 async def test_a_version_is_unloaded_when_its_last_request_is_answered(repository: Path) -> None:
     settings = settings_for(repository)
-    runtime = EmbeddedRuntime(settings)
-    models = Models(settings, Metrics(), runtime)
+    lanes = Lanes(settings, Metrics())
+    runtime = EmbeddedRuntime(settings, lanes)
+    models = Models(settings, Metrics(), lanes, runtime)
     await models.start()
     old = models.served.labels
     async with anyio.create_task_group() as group:
@@ -150,22 +153,23 @@ async def test_a_version_is_unloaded_when_its_last_request_is_answered(repositor
 @pytest.mark.anyio
 async def test_a_version_that_was_refused_is_unloaded(repository: Path) -> None:
     settings = settings_for(repository)
-    runtime = EmbeddedRuntime(settings)
-    models = Models(settings, Metrics(), runtime)
+    lanes = Lanes(settings, Metrics())
+    runtime = EmbeddedRuntime(settings, lanes)
+    models = Models(settings, Metrics(), lanes, runtime)
     await models.start()
-    before = set(runtime._sessions)
+    before = set(runtime._loaded)
     golden = {"outputs": {"answers": [0.5] * 5}, "tolerance": 1e-3}
     bundles.edit_manifest(repository / "spatialnet_vit_head" / "2", "golden", value=golden)
     Repository(repository).promote({"spatialnet_vit_head": 2})
     with pytest.raises(BundleError, match="answers the golden tile otherwise"):
         await models.follow()
-    assert set(runtime._sessions) == before
+    assert set(runtime._loaded) == before
     await models.close()
 
 
 @pytest.mark.anyio
 async def test_a_snapshot_is_drained_by_its_last_user(repository: Path) -> None:
-    snapshot = Snapshot(Models(settings_for(repository), Metrics()).served)
+    snapshot = Snapshot(open_served(settings_for(repository)))
     await snapshot.drained()
     with snapshot.used():
         with snapshot.used(), anyio.move_on_after(0.05) as waited:

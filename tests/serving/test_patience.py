@@ -11,13 +11,21 @@ import onnxruntime as ort
 import pytest
 
 from serving.embedded import EmbeddedRuntime
+from serving.jobs import Ask
+from serving.lanes import INTERACTIVE, Lanes
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.timing import Timing
 from tests.serving import bundles
-from tests.serving.gateway import get, post, served, settings_for, tile, wait_for
+from tests.serving.gateway import get, in_flight, post, served, settings_for, tile, wait_for
 
 REQUEST = b"POST /labels HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 TILES = {"tiles": np.zeros((1, bundles.SIDE, bundles.SIDE, 3), np.uint8)}
+
+
+def ask() -> Ask:
+    """A wish that has time."""
+    return Ask(INTERACTIVE, time.monotonic() + 60, Timing())
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +77,11 @@ def test_the_work_stops_when_the_client_leaves(slow_repository: Path, whole: flo
     with served(settings_for(slow_repository, threads=1)) as address:
         with socket.create_connection(address, 10) as connection:
             connection.sendall(REQUEST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            wait_for(lambda: "tilesight_requests_in_flight 1.0" in get(address, "/metrics"))
+            wait_for(lambda: in_flight(1) in get(address, "/metrics"))
             started = time.monotonic()
-        wait_for(lambda: "tilesight_requests_in_flight 0.0" in get(address, "/metrics"))
+        wait_for(lambda: in_flight(0) in get(address, "/metrics"))
         assert time.monotonic() - started < 0.7 * whole
-        assert 'endpoint="/labels",status="499"' in get(address, "/metrics")
+        assert 'endpoint="/labels",lane="interactive",status="499"' in get(address, "/metrics")
 
 
 @pytest.mark.anyio
@@ -81,23 +89,25 @@ async def test_a_cancelled_run_ends_long_before_its_time(
     slow_repository: Path, whole: float
 ) -> None:
     settings = settings_for(slow_repository, threads=1)
-    runtime = EmbeddedRuntime(settings)
-    bundle = Models(settings, Metrics(), runtime).served.labels
+    lanes = Lanes(settings, Metrics())
+    runtime = EmbeddedRuntime(settings, lanes)
+    bundle = Models(settings, Metrics(), lanes, runtime).served.labels
     await runtime.load(bundle)
     started = time.monotonic()
     with anyio.move_on_after(whole / 8) as scope:
-        await runtime.infer(bundle, TILES, ["scores"])
+        await runtime.infer(bundle, TILES, ["scores"], ask())
     assert scope.cancelled_caught
     assert time.monotonic() - started < 0.7 * whole
-    again = await runtime.infer(bundle, TILES, ["scores"])
-    assert again.outputs["scores"].shape == (1, len(bundles.LABELS))
+    again = await runtime.infer(bundle, TILES, ["scores"], ask())
+    assert again["scores"].shape == (1, len(bundles.LABELS))
 
 
 @pytest.mark.anyio
 async def test_a_failing_run_is_the_failure_itself(shared_repository: Path) -> None:
     settings = settings_for(shared_repository)
-    runtime = EmbeddedRuntime(settings)
-    bundle = Models(settings, Metrics(), runtime).served.labels
+    lanes = Lanes(settings, Metrics())
+    runtime = EmbeddedRuntime(settings, lanes)
+    bundle = Models(settings, Metrics(), lanes, runtime).served.labels
     await runtime.load(bundle)
     with pytest.raises(Exception, match="Invalid rank"):
-        await runtime.infer(bundle, {"tiles": np.zeros((1, 1), np.uint8)}, ["scores"])
+        await runtime.infer(bundle, {"tiles": np.zeros((1, 1), np.uint8)}, ["scores"], ask())

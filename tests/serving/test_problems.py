@@ -114,12 +114,11 @@ def test_any_other_request_id_is_replaced(client: TestClient, given: str) -> Non
 
 
 def test_each_request_is_one_line_of_the_log(
-    client: TestClient, caplog: pytest.LogCaptureFixture
+    client: TestClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO, "tilesight.request")
     client.post("/labels?treshold=1", headers={**PNG, REQUEST_ID: "logged"})
-    (record,) = caplog.records
-    line = json.loads(JsonFormatter().format(record))
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert (line["request_id"], line["status"], line["path"]) == ("logged", 422, "/labels")
     assert line["problem"] == "unknown-parameter"
     assert line["level"] == "info"

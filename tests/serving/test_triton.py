@@ -20,6 +20,7 @@ from serving.settings import Settings
 from tests.serving import bundles, traffic
 from tests.serving.gateway import (
     get,
+    in_flight,
     post,
     served,
     settings_for,
@@ -299,11 +300,11 @@ def test_a_client_that_leaves_is_forgotten_by_the_server_too(
         ThreadPoolExecutor(1) as clients,
     ):
         busy = clients.submit(post, address, "/labels", body)
-        wait_for(lambda: "tilesight_requests_in_flight 1.0" in get(address, "/metrics"))
+        wait_for(lambda: in_flight(1) in get(address, "/metrics"))
         time.sleep(0.2)
         with socket.create_connection(address, 10) as connection:
             connection.sendall(request)
-            wait_for(lambda: "tilesight_requests_in_flight 2.0" in get(address, "/metrics"))
+            wait_for(lambda: in_flight(2) in get(address, "/metrics"))
             time.sleep(0.2)
         assert busy.result()[0] == 200
         wait_for(lambda: failed(server.metrics_url, "CANCELED") > before)

@@ -1,4 +1,4 @@
-"""The production files: every flag is one that Triton knows, and the doors are shut."""
+"""Triton in the production files: every flag is one that it knows, and the doors are shut."""
 
 import re
 import subprocess
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import ROOT
+from tests.deploy.test_compose import merged
 from tests.triton.triton_server import ask, quick
 from tilesight.triton import Installation
 
-FOLDER = ROOT / "deploy" / "triton"
+FOLDER = ROOT / "deploy"
 KEY = "the-key-of-this-test"
 HEADER = {"triton-grpc-protocol-admin-key": KEY}
 # In the image's release, and not yet in the wheel's, which is two years older.
@@ -25,8 +25,7 @@ OURS = {"--model-repository", "--model-control-mode", "--allow-http", "--exit-ti
 
 
 def services() -> dict[str, Any]:
-    text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)["services"]
+    return merged(["compose.yaml", "compose.triton.yaml"])["services"]
 
 
 def flags() -> list[str]:
@@ -45,16 +44,8 @@ def test_the_image_is_pinned_and_its_registry_is_the_operators() -> None:
     assert re.fullmatch(r"\$\{TRITON_REGISTRY:\?[^}]+\}/nvidia/tritonserver:26\.07-py3", image)
 
 
-@pytest.mark.parametrize("service", ["triton", "gateway", "prometheus"])
-def test_every_service_is_hardened(service: str) -> None:
-    settings = services()[service]
-    assert settings["read_only"] is True
-    assert settings["cap_drop"] == ["ALL"]
-    assert settings["security_opt"] == ["no-new-privileges:true"]
-
-
 def test_only_the_gateway_and_prometheus_reach_triton() -> None:
-    document = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+    document = merged(["compose.yaml", "compose.triton.yaml"])
     server = document["services"]["triton"]
     assert "ports" not in server
     assert server["networks"] == ["inside"]
@@ -72,15 +63,6 @@ def test_triton_and_the_gateway_read_the_same_folder() -> None:
     sources = {volume.split(":")[0] for found in folders.values() for volume in found}
     assert {(FOLDER / source).resolve() for source in sources} == {ROOT / "model_repository"}
     assert all(volume.endswith(":ro") for found in folders.values() for volume in found)
-
-
-def test_prometheus_asks_both_where_they_answer() -> None:
-    document = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
-    targets = {
-        job["job_name"]: job["static_configs"][0]["targets"] for job in document["scrape_configs"]
-    }
-    assert targets == {"gateway": ["gateway:8000"], "triton": ["triton:8002"]}
-    assert targets.keys() <= services().keys()
 
 
 @pytest.mark.triton

@@ -1,0 +1,44 @@
+"""A second version of a committed model: the same network as its other graph, float32 for int8."""
+
+import json
+import shutil
+from pathlib import Path
+
+import onnxruntime as ort
+
+from tilesight.files import sha256, write_text
+from tilesight.golden import golden_inputs, record
+from tilesight.manifest import MANIFEST_NAME, MODEL_NAME, Manifest, parse
+from tilesight.repository import Repository
+
+_FLOAT32 = "model.fp32.onnx"
+
+
+def two_versions(source: Path, target: Path, model: str = "signa") -> Repository:
+    """A copy of the repository in which the model has a version 2; version 1 is promoted.
+
+    Raises:
+        ValueError: the model's version 1 has no second graph.
+    """
+    shutil.copytree(source, target)
+    repository = Repository(target)
+    first, second = repository.folder(model, 1), repository.folder(model, 2)
+    if not (first / _FLOAT32).is_file():
+        raise ValueError(f"{first}: no {_FLOAT32} to make a version 2 of")
+    second.mkdir()
+    shutil.copyfile(first / _FLOAT32, second / MODEL_NAME)
+    manifest = _manifest(first, second)
+    write_text(second / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+    repository.promote({model: 1})
+    return repository
+
+
+def _manifest(first: Path, second: Path) -> Manifest:
+    document = json.loads((first / MANIFEST_NAME).read_text(encoding="utf-8"))
+    document |= {"version": 2, "files": {MODEL_NAME: sha256(second / MODEL_NAME)}}
+    document["graph"]["precision"] = "float32"
+    manifest = parse(json.dumps(document), str(second))
+    session = ort.InferenceSession(second / MODEL_NAME, providers=["CPUExecutionProvider"])
+    names = [output.name for output in manifest.outputs]
+    outputs = dict(zip(names, session.run(names, golden_inputs(manifest)), strict=True))
+    return manifest.model_copy(update={"golden": record(manifest, outputs)})

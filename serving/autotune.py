@@ -1,0 +1,160 @@
+"""Sessions x threads x batch: what runs a model fastest here, found by a short measurement."""
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.repository import Bundle
+from serving.sessions import Session, Stop
+from serving.stations import Plan
+from serving.ways import Way
+from tilesight.files import write_text
+from tilesight.golden import golden_inputs
+
+log = logging.getLogger("tilesight.autotune")
+
+_CACHE_NAME = "autotune.json"
+_CELL_S = 0.06
+_HOPELESS = 1.15
+# A larger batch makes each of its tiles wait for the others: it has to be worth it.
+_WORTH = 1.03
+_BATCHES = (1, 2, 4, 8)
+_UNTUNED_BATCH = 4
+
+
+def untuned(way: str, cores: int, max_batch: int) -> Plan:
+    """A plan without a measurement: on CPUs, single threads side by side lose least."""
+    return Plan(way, sessions=cores, threads=1, batch=min(_UNTUNED_BATCH, max_batch))
+
+
+class Cache:
+    """The plans found on this machine, kept in a file; one that cannot be used is done without."""
+
+    def __init__(self, folder: Path) -> None:
+        """A cache in the folder, which is made when something is kept."""
+        self._path = folder / _CACHE_NAME
+
+    def get(self, key: str) -> Plan | None:
+        """The plan that was kept under the key."""
+        try:
+            return Plan(**self._all()[key])
+        except (KeyError, TypeError):
+            return None
+
+    def keep(self, key: str, plan: Plan) -> None:
+        """Keeps the plan."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, json.dumps(self._all() | {key: asdict(plan)}, indent=1))
+        except OSError as error:
+            log.info("plan not kept: found again at the next start", extra={"reason": str(error)})
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def cache_key(bundle: Bundle[Any], ways: Iterable[Way], cores: int, max_batch: int) -> str:
+    """What a plan depends on: graph, libraries, the processor and how much of it is ours."""
+    known = [f"{way.name} {way.version}" for way in ways]
+    return "|".join([bundle.manifest.digest, *known, _cpu(), str(cores), str(max_batch)])
+
+
+def tuned(
+    bundle: Bundle[Any], ways: Iterable[Way], cores: int, max_batch: int, seconds: float
+) -> tuple[Plan, float]:
+    """The plan of the most rows a second, and that figure; blocks for about so many seconds.
+
+    Each candidate is run several times in turn with the others, and its best time counts: whatever
+    else the machine does can only make it slower.
+    """
+    trials = [
+        _Trial(bundle, Plan(way.name, cores // threads, threads, batch), sessions)
+        for way in ways
+        for threads in _divisors(cores)
+        for sessions in [way.open(threads, cores // threads)]
+        for batch in _BATCHES
+        if batch <= max_batch
+    ]
+    until = time.monotonic() + seconds
+    while True:
+        for trial in trials:
+            trial.run()
+        # What is far behind will not win; the time is better spent on the others.
+        fastest = max(trial.rate for trial in trials)
+        trials = [trial for trial in trials if trial.rate * _HOPELESS >= fastest]
+        if time.monotonic() >= until:
+            break
+    chosen = trials[0]
+    for trial in sorted(trials, key=lambda one: one.plan.batch):
+        if trial.rate > chosen.rate * (_WORTH if trial.plan.batch > chosen.plan.batch else 1):
+            chosen = trial
+    return chosen.plan, chosen.rate
+
+
+class _Trial:
+    """A plan, and the most rows a second that it was seen to run."""
+
+    def __init__(self, bundle: Bundle[Any], plan: Plan, sessions: list[Session]) -> None:
+        self.plan = plan
+        self.rate = 0.0
+        self._sessions = sessions
+        self._names = [spec.name for spec in bundle.manifest.outputs]
+        golden = golden_inputs(bundle.manifest)
+        self._inputs = {name: np.repeat(one, plan.batch, axis=0) for name, one in golden.items()}
+        sessions[0].run(self._names, self._inputs, Stop())
+
+    def run(self) -> None:
+        """All its sessions side by side for a moment."""
+        counts = [0] * len(self._sessions)
+        started = time.monotonic()
+
+        def work(index: int) -> None:
+            while not counts[index] or time.monotonic() - started < _CELL_S:
+                self._sessions[index].run(self._names, self._inputs, Stop())
+                counts[index] += self.plan.batch
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(len(counts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.rate = max(self.rate, sum(counts) / (time.monotonic() - started))
+
+
+def _divisors(cores: int) -> Iterator[int]:
+    """1, 2, 4, ... threads: those that share the cores out without a rest."""
+    threads = 1
+    while threads <= cores:
+        if cores % threads == 0:
+            yield threads
+        threads *= 2
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cache_folder(given: Path | None) -> Path:
+    """Where plans are kept: as set, or where the desktop's standard has caches."""
+    if given:
+        return given
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "tilesight"

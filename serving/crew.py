@@ -1,0 +1,376 @@
+"""Threads that decode tiles and run models, whichever is due: one crew a lane.
+
+There is no thread that only collects a batch: whoever decoded the last tile that waited runs the
+model on all that are ready. So a lone tile never changes threads, tiles that arrive while all
+threads are busy are run together, and nothing waits while a core is idle.
+"""
+
+import asyncio
+import copy
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.errors import OverloadedError, not_a_number
+from serving.jobs import Job, Row, TileJob, Values, deliver
+from serving.metrics import Metrics
+from serving.sessions import Session, Stop
+from serving.stations import Station
+from tilesight.errors import TilesightError
+
+log = logging.getLogger("tilesight.crew")
+
+RETRY_S = 1
+
+
+class Crew:
+    """The threads of one lane and what waits for them; all of it under one lock."""
+
+    def __init__(
+        self,
+        lane: str,
+        cores: int,
+        metrics: Metrics,
+        *,
+        threads: int,
+        nice: int = 0,
+        max_delay_s: float = 0.0,
+        max_wait_s: float = float("inf"),
+    ) -> None:
+        """A crew that has not begun; runs of models share the cores, decoding takes what is left.
+
+        Args:
+            lane: what its threads are called.
+            cores: how many threads of runs may be busy at the same time.
+            metrics: told the size of each batch.
+            threads: of this crew, for decoding and for running.
+            nice: how far its threads stand back behind the others of this machine.
+            max_delay_s: how long a decoded tile waits for others that are still to be decoded.
+            max_wait_s: what has waited longer is given up before it costs anything.
+        """
+        self.lane = lane
+        self._metrics = metrics
+        self.nice = nice
+        self._max_delay_s = max_delay_s
+        self._max_wait_s = max_wait_s
+        self._due = threading.Condition(threading.Lock())
+        self._tiles: deque[Row] = deque()
+        self._stations: list[Station] = []
+        self._cores = cores
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{lane}-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def open(self, station: Station) -> None:
+        """From now on jobs may name the station."""
+        with self._due:
+            self._stations.append(station)
+
+    def shut(self, station: Station) -> None:
+        """Forgets the station; rows that are being run end first."""
+        with self._due:
+            self._stations.remove(station)
+
+    def put(self, job: Job) -> None:
+        """Begins with the job; called in the event loop in which its future is."""
+        if self._loop is None:
+            self._loop = job.future.get_loop()
+            for thread in self._threads:
+                thread.start()
+        with self._due:
+            if isinstance(job, TileJob):
+                self._tiles.extend(job.rows)
+                if job.station:
+                    job.station.undecoded += len(job.rows)
+            elif job.station:
+                job.station.ready.extend(job.rows)
+            self._due.notify(len(job.rows))
+
+    async def finish(self, job: Job) -> list[Values]:
+        """What became of each row; a job that nobody waits for any more is given up.
+
+        Raises:
+            TilesightError: a tile cannot be decoded, or was not begun in time.
+            Exception: as the model's library raises it.
+        """
+        self.put(job)
+        try:
+            await job.future
+        finally:
+            if not job.future.done() or job.future.cancelled():
+                self.cancel(job)
+        return job.results
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for the job: what has not begun is not begun, and its runs are stopped."""
+        with self._due:
+            job.cancelled = True
+            runs, job.runs = job.runs, set()
+        for stop in runs:
+            stop()
+
+    def oldest_s(self) -> float:
+        """How long the row that has waited longest has waited."""
+        with self._due:
+            waiting = [self._tiles[0]] if self._tiles else []
+            waiting += [station.ready[0] for station in self._stations if station.ready]
+        if not waiting:
+            return 0.0
+        return time.monotonic() - min(row.job.submitted_s for row in waiting)
+
+    def close(self) -> None:
+        """Its threads end with what they are doing."""
+        with self._due:
+            self._closed = True
+            self._due.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    # --- In the threads
+
+    def _work(self) -> None:
+        if self.nice:
+            # Of this thread alone, on Linux; threads that a session starts here inherit it.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.nice)
+        while True:
+            with self._due:
+                while (due := self._next()) is None:
+                    if self._closed:
+                        return
+                    self._due.wait()
+            # A fault in here would cost a thread for good, and its job would never end.
+            try:
+                if isinstance(due, Row):
+                    self._decode(due)
+                else:
+                    due.run()
+            except Exception as error:
+                log.error("a job failed", exc_info=error)
+                self._fail([due] if isinstance(due, Row) else due.rows, error)
+
+    def _next(self) -> "Row | _Run | None":
+        """The next tile to decode or batch to run; under the lock."""
+        while True:
+            station = self._runnable()
+            if station and self._complete(station):
+                if rows := self._take(station):
+                    return self._begin(station, rows)
+                continue
+            if self._tiles:
+                row = self._tiles.popleft()
+                if row.job.station:
+                    row.job.station.undecoded -= 1
+                if self._wanted(row):
+                    self._wake()
+                    return row
+                continue
+            return None
+
+    def _runnable(self) -> Station | None:
+        """The station whose first row has waited longest, if there is room to run it."""
+        waiting = [station for station in self._stations if station.ready]
+        if not waiting:
+            return None
+        first = min(waiting, key=lambda station: station.ready[0].job.submitted_s)
+        # A run of many threads is not overtaken for ever by runs of few: the cores wait for it.
+        return first if first.free and first.plan.threads <= self._cores else None
+
+    def _complete(self, station: Station) -> bool:
+        """Whether the batch is full, or nothing that could join it is worth waiting for."""
+        return (
+            len(station.ready) >= station.plan.batch
+            or not station.undecoded
+            or time.monotonic() - station.ready[0].ready_s >= self._max_delay_s
+        )
+
+    def _take(self, station: Station) -> list[Row]:
+        """The next batch, without the rows that nobody waits for."""
+        rows: list[Row] = []
+        while station.ready and len(rows) < station.plan.batch:
+            row = station.ready.popleft()
+            if self._wanted(row):
+                rows.append(row)
+        return rows
+
+    def _wanted(self, row: Row) -> bool:
+        job, now = row.job, time.monotonic()
+        if job.cancelled or job.failure or now >= job.deadline_s:
+            return False
+        if now - job.submitted_s > self._max_wait_s:
+            error = OverloadedError(
+                f"not begun within {self._max_wait_s:g} s",
+                limit=self._max_wait_s,
+                retry_after=RETRY_S,
+            )
+            job.failure = error
+            self._tell([job])
+            return False
+        return True
+
+    def _begin(self, station: Station, rows: list[Row]) -> "_Run":
+        self._cores -= station.plan.threads
+        run = _Run(self, station, station.free.pop(), rows)
+        for row in rows:
+            row.job.runs.add(run.stop)
+        self._wake()
+        return run
+
+    def _wake(self) -> None:
+        """Another thread may find something to do as well."""
+        if self._tiles or any(station.ready for station in self._stations):
+            self._due.notify()
+
+    def _decode(self, row: Row) -> None:
+        job = row.job
+        assert isinstance(job, TileJob)
+        data, job.data[row.index] = job.data[row.index], None
+        assert data is not None
+        row.decoding_s = time.monotonic()
+        try:
+            tile = job.decode(data)
+        except TilesightError as error:
+            self._fail([row], _of_image(error, row.index, len(job.rows)))
+            return
+        row.decoded_s = row.ready_s = time.monotonic()
+        row.inputs[job.tile_name] = tile.pixels
+        with self._due:
+            job.tiles[row.index] = tile
+            if job.station:
+                job.station.ready.append(row)
+                return
+        self.done([row], [{job.tile_name: tile.pixels}], row.decoded_s)
+
+    def ended(self, station: Station, session: Session) -> None:
+        """A run has given back its cores."""
+        with self._due:
+            station.free.append(session)
+            self._cores += station.plan.threads
+            self._wake()
+
+    def done(self, rows: Sequence[Row], values: Sequence[Values], ended_s: float) -> None:
+        """Hands out what the rows became; the jobs that are complete are told, all at once."""
+        finished: list[Job] = []
+        with self._due:
+            for row, found in zip(rows, values, strict=True):
+                job = row.job
+                job.results[row.index] = found
+                job.missing -= 1
+                if not job.missing and not job.failure:
+                    job.timed(row, ended_s)
+                    finished.append(job)
+        self._tell(finished)
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        failed: list[Job] = []
+        with self._due:
+            for row in rows:
+                if not row.job.failure:
+                    row.job.failure = error
+                    failed.append(row.job)
+        self._tell(failed)
+
+    def _tell(self, jobs: list[Job]) -> None:
+        if not jobs or self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(deliver, jobs)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more.
+            log.debug("answers for a loop that is closed")
+
+
+class _Run:
+    """One batch in one session."""
+
+    __slots__ = ("_crew", "_session", "_station", "rows", "stop")
+
+    def __init__(self, crew: Crew, station: Station, session: Session, rows: list[Row]) -> None:
+        self._crew = crew
+        self._station = station
+        self._session = session
+        self.rows = rows
+        self.stop = _StopOfAll(len({id(row.job) for row in rows}))
+
+    def run(self) -> None:
+        """Runs the model; where a batch fails, each of its rows for itself."""
+        started_s = time.monotonic()
+        for row in self.rows:
+            row.started_s = started_s
+        try:
+            values = self._values(self.rows)
+        # ONNX Runtime raises its own classes, all of them straight from Exception.
+        except Exception as error:
+            self._apart(error)
+        else:
+            self._crew._metrics.batch(self._station.name, len(self.rows))
+            self._crew.done(self.rows, values, time.monotonic())
+        finally:
+            self._crew.ended(self._station, self._session)
+
+    def _apart(self, error: Exception) -> None:
+        """One row that the model cannot run must not take the others along."""
+        if self.stop.asked or len(self.rows) == 1:
+            self._crew._fail(self.rows, error)
+            return
+        for row in self.rows:
+            try:
+                values = self._values([row])
+            except Exception as own:
+                self._crew._fail([row], own)
+            else:
+                self._crew.done([row], values, time.monotonic())
+
+    def _values(self, rows: Sequence[Row]) -> list[Values]:
+        names = rows[0].job.names
+        if any(row.job.names != names for row in rows):
+            names = tuple(dict.fromkeys(name for row in rows for name in row.job.names))
+        found = self._session.run(names, _joined(rows), self.stop)
+        for name, values in zip(names, found, strict=True):
+            # The whole batch fails at first; then it is run row by row, and only one remains.
+            if values.dtype.kind == "f" and np.isnan(values).any():
+                raise not_a_number(self._station.name, name)
+        return [
+            {name: values[index] for name, values in zip(names, found, strict=True)}
+            for index in range(len(rows))
+        ]
+
+
+class _StopOfAll(Stop):
+    """Ends a run when the last of the jobs in it is cancelled."""
+
+    __slots__ = ("_jobs",)
+
+    def __init__(self, jobs: int) -> None:
+        super().__init__()
+        self._jobs = jobs
+
+    def __call__(self) -> None:
+        """One of the jobs is cancelled."""
+        self._jobs -= 1
+        if self._jobs <= 0:
+            super().__call__()
+
+
+def _joined(rows: Sequence[Row]) -> Values:
+    """The inputs of the rows as one batch."""
+    if len(rows) == 1:
+        return {name: values[np.newaxis] for name, values in rows[0].inputs.items()}
+    return {name: np.stack([row.inputs[name] for row in rows]) for name in rows[0].inputs}
+
+
+def _of_image(error: TilesightError, index: int, count: int) -> TilesightError:
+    """The error, told of which image it is where there are several."""
+    if count == 1:
+        return error
+    named = copy.copy(error)
+    named.args = (f"image {index + 1} of {count}: {error}",)
+    return named
