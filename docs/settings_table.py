@@ -50,7 +50,7 @@ def _values(field: FieldInfo) -> str:
     found = [_bound(one) for one in field.metadata]
     if pattern := next((p for one in field.metadata if (p := getattr(one, "pattern", None))), None):
         return f"`{pattern}`"
-    kind = {
+    kind: dict[Any, str] = {
         bool: "`true`, `false`",
         int: "whole",
         float: "number",

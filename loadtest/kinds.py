@@ -31,10 +31,11 @@ KINDS = (
         "fastapi_torch",
         "FastAPI + torch eager",
         [
-            {"threads": 2, "slots": None, "workers": 1, "folded": True},
-            {"threads": 1, "slots": None, "workers": 1, "folded": True},
-            {"threads": 1, "slots": 2, "workers": 1, "folded": True},
-            {"threads": 1, "slots": None, "workers": 2, "folded": True},
+            _THREADS | {"folded": True},
+            _THREADS | {"folded": True, "slots": 2},
+            _THREADS | {"folded": True, "workers": 2},
+            _THREADS | {"folded": True, "threads": 2},
+            _THREADS | {"folded": False, "threads": 2},  # nothing thought of
         ],
         script="fastapi_torch.py",
         own_python=True,
@@ -53,8 +54,8 @@ KINDS = (
             {"workers": workers, "api_servers": servers, "batch": batch, "delay_s": delay,
              "threads": threads, "fast_queue": fast}
             for workers, servers, batch, delay, threads, fast in [
-                (2, 1, 1, 0, 1, True),
                 (2, 2, 1, 0, 1, True),
+                (2, 1, 1, 0, 1, True),
                 (2, 1, 1, 0, 1, False),
                 (2, 1, 4, 0.005, 1, True),
                 (1, 1, 8, 0.01, 2, True),
@@ -69,10 +70,9 @@ KINDS = (
             {"workers": workers, "slots": slots, "threads": threads, "batch": batch,
              "delay_ms": 1000}
             for workers, slots, threads, batch in [
-                (2, 1, 1, 0),
                 (1, 2, 1, 0),
+                (2, 1, 1, 0),
                 (1, 2, 1, 8),
-                (2, 1, 1, 8),
             ]
         ],
         script="bentoml_onnxruntime.py",

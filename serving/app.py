@@ -1,5 +1,6 @@
 """The gateway as an ASGI app."""
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -144,6 +145,9 @@ async def _serve(
         if on_failure:
             on_failure(error)
     else:
+        # What the start has made stays: no collection of garbage has to look through it again.
+        gc.collect()
+        gc.freeze()
         log.info("ready", extra={"url": engine.settings.url})
         on_ready()
         await keeper.keep(engine.models, engine.metrics, engine.settings.follow_s)

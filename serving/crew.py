@@ -85,14 +85,15 @@ class Crew:
             self._loop = job.future.get_loop()
             for thread in self._threads:
                 thread.start()
+        rows = job.rows()
         with self._due:
             if isinstance(job, TileJob):
-                self._tiles.extend(job.rows)
+                self._tiles.extend(rows)
                 if job.station:
-                    job.station.undecoded += len(job.rows)
+                    job.station.undecoded += len(rows)
             elif job.station:
-                job.station.ready.extend(job.rows)
-            self._due.notify(len(job.rows))
+                job.station.ready.extend(rows)
+            self._due.notify(len(rows))
 
     async def finish(self, job: Job) -> list[Values]:
         """What became of each row; a job that nobody waits for any more is given up.
@@ -156,6 +157,8 @@ class Crew:
             except Exception as error:
                 log.error("a job failed", exc_info=error)
                 self._fail([due] if isinstance(due, Row) else due.rows, error)
+            # While the thread waits it must not keep a version that is dropped meanwhile.
+            due = None
 
     def _next(self) -> "Row | _Run | None":
         """The next tile to decode or batch to run; under the lock."""
@@ -238,7 +241,7 @@ class Crew:
         try:
             tile = job.decode(data)
         except TilesightError as error:
-            self._fail([row], _of_image(error, row.index, len(job.rows)))
+            self._fail([row], _of_image(error, row.index, len(job.results)))
             return
         row.decoded_s = row.ready_s = time.monotonic()
         row.inputs[job.tile_name] = tile.pixels

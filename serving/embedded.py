@@ -78,6 +78,8 @@ class EmbeddedRuntime:
         if loaded := self._loaded.pop(bundle.key, None):
             for lane, station in loaded.stations.items():
                 self._lanes[lane].crew.shut(station)
+            del loaded, station
+            await anyio.to_thread.run_sync(_give_back_memory)
 
     def station(self, bundle: Bundle[Any], lane: str) -> Station:
         """Where the lane's crew runs the version."""
@@ -188,6 +190,13 @@ class EmbeddedRuntime:
                 "runs on the CPU although there is a GPU: the CUDA libraries cannot be loaded",
                 extra={"model": bundle.name},
             )
+
+
+def _give_back_memory() -> None:
+    """What was freed goes back to the system; glibc keeps it for itself, model after model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _stand_back(nice: int) -> None:

@@ -120,7 +120,7 @@ class Engine:
         ask: Ask,
     ) -> list[Values]:
         """Has another process run the decoded tiles."""
-        whole = [{**own.inputs, **row} for own, row in zip(job.rows, rows, strict=True)]
+        whole = [{**given, **decoded} for given, decoded in zip(job.inputs, rows, strict=True)]
         return await self._batches(bundle, whole, outputs, ask)
 
     async def _batches(

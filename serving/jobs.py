@@ -59,10 +59,10 @@ class Job:
         "deadline_s",
         "failure",
         "future",
+        "inputs",
         "missing",
         "names",
         "results",
-        "rows",
         "runs",
         "station",
         "submitted_s",
@@ -83,14 +83,22 @@ class Job:
         self.deadline_s = ask.deadline_s
         self.timing = ask.timing
         self.submitted_s = time.monotonic()
-        self.rows = [Row(self, index, values) for index, values in enumerate(inputs)]
-        self.results: list[Values] = [{}] * len(self.rows)
+        self.inputs = inputs
+        self.results: list[Values] = [{}] * len(inputs)
         self.tiles: list[Any] = []
-        self.missing = len(self.rows)
+        self.missing = len(inputs)
         self.runs: set[Stop] = set()
         self.cancelled = False
         self.failure: BaseException | None = None
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def rows(self) -> list[Row]:
+        """Its rows, for the crew's queues. The job itself keeps none of them.
+
+        They know their job: if it knew them too, each request would leave a ring behind that only
+        the collector of garbage finds, with its tiles, its tensors, and a version long dropped.
+        """
+        return [Row(self, index, values) for index, values in enumerate(self.inputs)]
 
     def timed(self, row: Row, ended_s: float) -> None:
         """Adds the way of the row that ended last: what went on beside it is counted once."""

@@ -7,19 +7,16 @@ inside the exported graph.
 1. Bytes, format and size are checked by what the file begins with (`headers`).
 2. The decoder of the format gives values, and refuses several frames or pages (here; `tiff`).
 3. The values become RGB: grey, palette, CMYK, alpha, 16 bit, nodata (`colours`).
-4. The tile is turned as EXIF says, and stretched to the model's size.
+4. The tile is turned as EXIF says (here), and stretched to the model's size (`tile`).
 
 Where a rule changes what a user sees, the tile carries a warning. docs/pixels.md states the rules.
-A decoded tile stays in Pillow's memory until its pixels are asked for: what is only resized is made
-an array once, small. benchmarks/decode.py measures it.
 All functions are pure and may run in several threads at once.
 """
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -32,6 +29,7 @@ from tilesight import colours, headers, tiff
 from tilesight.colours import Pixels
 from tilesight.errors import TilesightError, UndecodableImageError, UnsupportedFormatError
 from tilesight.headers import DEFAULT_LIMITS, ImageLimits
+from tilesight.tile import Fitted, Picture, Tile, fit, fit_warnings, resized
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -48,40 +46,6 @@ __all__ = [
 ]
 
 
-# What a reader gives: an RGB image, or an array (H, W, 3) where one had to be made on the way.
-Picture = Image.Image | Pixels
-
-
-@dataclass(frozen=True, eq=False)
-class Tile:
-    """A decoded tile: RGB, upright, before the resize."""
-
-    picture: Picture
-    format: str
-    width: int
-    height: int
-    warnings: tuple[str, ...]
-
-    @cached_property
-    def pixels(self) -> Pixels:
-        """The tile as an array (H, W, 3) uint8, made when it is first asked for."""
-        return np.array(self.picture) if isinstance(self.picture, Image.Image) else self.picture
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Fitted:
-    """A tile in a model's size: pixels (height, width, 3) uint8 RGB, which are read-only.
-
-    `width` and `height` are those of the tile before; the warnings tell of the resize, too.
-    """
-
-    pixels: Pixels
-    format: str
-    width: int
-    height: int
-    warnings: tuple[str, ...]
-
-
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Tile:
     """The tile that the bytes hold: RGB, upright, with warnings where a rule changed its look.
 
@@ -93,15 +57,13 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Tile:
     notes: list[str] = []
     with _reading(kind):
         stored, orientation = _READERS[kind](data, limits, notes)
-    picture = _upright(stored, orientation)
-    width, height = _size(picture)
-    return Tile(picture, kind, width, height, tuple(notes))
+    return Tile(_upright(stored, orientation), kind, tuple(notes))
 
 
 def fitted(data: bytes, height: int, width: int, limits: ImageLimits = DEFAULT_LIMITS) -> Fitted:
     """The model's input for one tile and all that its user should know; raises as `decode`."""
     tile = decode(data, limits)
-    pixels = _resized(tile.picture, height, width)
+    pixels = resized(tile.picture, height, width)
     warnings = tile.warnings + fit_warnings(tile, height, width)
     return Fitted(pixels, tile.format, tile.width, tile.height, warnings)
 
@@ -171,7 +133,7 @@ def _read_webp(data: bytes, limits: ImageLimits, notes: list[str]) -> tuple[Pict
 _READERS = {"JPEG": _read_jpeg, "PNG": _read_png, "WebP": _read_webp, "TIFF": tiff.read}
 
 
-# --- Orientation and size
+# --- Orientation
 
 
 def _exif_orientation(exif: bytes, notes: list[str]) -> int:
@@ -199,47 +161,9 @@ def _upright(picture: Picture, orientation: int) -> Picture:
     return pixels.copy()
 
 
-def _size(picture: Picture) -> tuple[int, int]:
-    """Width and height."""
-    if isinstance(picture, Image.Image):
-        return picture.size
-    return picture.shape[1], picture.shape[0]
-
-
-def _resized(picture: Picture, height: int, width: int) -> Pixels:
-    """The picture as a read-only array (height, width, 3); see `fit`."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(height, width, 3)
-
-
-def fit(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The pixels (height, width, 3), stretched by Pillow's antialiased bilinear filter."""
-    return _resized(pixels, height, width).copy()
-
-
-def fit_warnings(tile: Tile, height: int, width: int) -> tuple[str, ...]:
-    """What `fit` does to this tile that its user should know; empty for a tile that fits well."""
-    notes = []
-    ratio = (tile.width * height) / (tile.height * width)
-    factor = max(ratio, 1 / ratio)
-    if factor > 1.1:
-        notes.append(
-            f"stretched: the tile is {tile.width} x {tile.height} pixels and the model reads "
-            f"{width} x {height}; its proportions change by a factor of {factor:.2f} (over 1.10)"
-        )
-    if 2 * tile.width < width or 2 * tile.height < height:
-        notes.append(
-            f"enlarged: the tile is {tile.width} x {tile.height} pixels, less than half of the "
-            f"model's {width} x {height}; small objects cannot be told apart"
-        )
-    return tuple(notes)
-
-
 def prepare(data: bytes, height: int, width: int, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """The model's input for one tile: (height, width, 3) uint8 RGB; raises as `decode` does."""
-    return _resized(decode(data, limits).picture, height, width).copy()
+    return resized(decode(data, limits).picture, height, width).copy()
 
 
 # --- What a manifest promises of this pipeline

@@ -200,7 +200,7 @@ def _compiled(graph: bytes, threads: int, bfloat16: bool, runs: int) -> Iterator
         # No stream: in the thread that asks. One stream of one thread is there too, and ignores
         # that it is cancelled; several run in threads that OpenVINO starts, or takes over from
         # graphs that are gone, together with their priority.
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": 0 if threads == 1 else 1,
         # It would bind the threads that ask to a core each.
         "ENABLE_CPU_PINNING": False,
         "CACHE_DIR": "",

@@ -56,4 +56,5 @@ if __name__ == "__main__":
         http="httptools",
         log_level="warning",
         access_log=False,
+        timeout_worker_healthcheck=60,  # a worker that imports torch does not answer for a while
     )

@@ -25,6 +25,7 @@ from tests.serving.gateway import wait_for
 
 # Small enough for a test: what is found is not judged here, only that it is found.
 SHORT = ["--tiles-limit", "8"]
+_LEAK = 1_000_000  # bytes a request: seconds have to do
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +165,12 @@ def test_the_soak_calls_the_leaking_control_a_leak(
 ) -> None:
     monkeypatch.setattr(soak, "_STARTED_WITH", {"model_repository": repository, "device": "cpu"})
     out, file = tmp_path / "soak.json", tmp_path / "samples.jsonl"
-    words = ["--minutes", "0.12", "--every", "0.05", "--capacity", "60", "--samples", str(file)]
-    leak = ["--control", "--leak", str(300_000)]
+    words = ["--minutes", "0.12", "--every", "0.05", "--capacity", "25", "--samples", str(file)]
+    leak = ["--control", "--leak", str(_LEAK)]
     assert soak.main([*words, *leak, *SHORT, "--out", str(out)]) == 0
     document = json.loads(out.read_text(encoding="utf-8"))
     assert document["trend"]["verdict"] == LEAKING
-    planted = 10_000 * 300_000 / MIB
+    planted = 10_000 * _LEAK / MIB
     assert planted / 2 < document["trend"]["slope"]["middle"] < planted * 2
     assert document["unexpected"] == {}
     assert out.with_suffix(".png").stat().st_size > 1000

@@ -2,7 +2,9 @@
 
 import inspect
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +54,12 @@ def pids(pair: Serving) -> dict[int, int]:
     return {line["worker"]: line["pid"] for line in pair.events("worker started")}
 
 
+def order(pair: Serving, worker: int) -> list[str]:
+    """When this slot's models answered, and when it began to accept connections."""
+    lines = [one for one in pair.events("") if one.get("worker") == worker]
+    return [line["event"] for line in lines if re.match("ready|Application startup", line["event"])]
+
+
 def test_whichever_worker_is_asked_tells_the_sum_of_all(pair: Serving) -> None:
     label_many(pair)
     answered = {line["worker"] for line in pair.events("request") if line["path"] == "/labels"}
@@ -78,6 +86,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_forgotten(pair: Serving) -> 
     before = pair.samples()
     old = pids(pair)
     os.kill(old[0], signal.SIGKILL)
+    wait_for(lambda: total(pair.samples(), "tilesight_workers") == 1)
     statuses = []
 
     def replaced() -> bool:
@@ -85,7 +94,9 @@ def test_a_killed_worker_is_replaced_and_nothing_is_forgotten(pair: Serving) -> 
         return len(pair.events("ready")) == 3
 
     wait_for(replaced)
+    wait_for(lambda: len(order(pair, 0)) == 4)
     assert set(statuses) == {200}
+    assert order(pair, 0)[-2:] == ["ready", "Application startup complete."]
     assert pids(pair)[0] != old[0] and pids(pair)[1] == old[1]
     after = pair.samples()
     assert went_back(before, after) == {}
@@ -125,22 +136,20 @@ def test_a_model_that_cannot_be_loaded_ends_all(repository: Path, tmp_path: Path
     assert "Traceback" not in answer.stderr
 
 
-def test_an_address_that_is_taken_is_a_message_and_a_status(
-    pair: Serving, shared_repository: Path, tmp_path: Path
-) -> None:
-    host, port = pair.address
-    arguments = ["serve", "--host", host, "--port", str(port), "--workers", "2"]
-    answer = subprocess.run(
-        [sys.executable, "-m", "tilesight.cli", *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_an_address_that_is_taken_is_a_message_and_a_status(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        answer = subprocess.run(
+            [sys.executable, "-m", "tilesight.cli", "serve", "--port", str(port), "--workers", "2"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert answer.returncode == 2
     last = answer.stderr.splitlines()[-1]
-    assert f"TILESIGHT_HOST, TILESIGHT_PORT: cannot listen at {host} port {port}" in last
+    assert f"TILESIGHT_HOST, TILESIGHT_PORT: cannot listen at 127.0.0.1 port {port}" in last
 
 
 def test_every_option_of_the_command_reaches_the_workers() -> None:
