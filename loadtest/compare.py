@@ -9,6 +9,7 @@ that was broken off is taken up again there.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -132,7 +133,9 @@ def _progress(console: Console) -> Progress:
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     text = __doc__ or ""
     parser = argparse.ArgumentParser("python -m loadtest.compare", description=text.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("compare"), help="folder [%(default)s]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder [%(default)s]"
+    )
     parser.add_argument("--model", choices=sorted(_MODELS), default="signa")
     parser.add_argument("--precision", choices=["float32", "int8"], default="float32")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
@@ -154,6 +157,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the comparison; whatever ends it, what was measured is written."""
     given, console = _arguments(words), Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped first
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         compare(given, console)

@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from uvicorn._types import ASGIReceiveEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
 
@@ -59,6 +59,21 @@ class Cycle(RequestResponseCycle):
 
     failure: RequestError | None = None
 
+    async def send(self, message: ASGISendEvent) -> None:
+        """Sends the message; the head of an answer goes out together with what follows it.
+
+        Two writes would be two packets, and wake the client twice: what costs as much as all that
+        is done to make the answer.
+        """
+        connection: object = self.transport
+        if not isinstance(connection, _Joining):
+            connection = _Joining(self.transport)
+            self.transport = cast(asyncio.Transport, connection)
+        connection.holds = message["type"] == "http.response.start"
+        await super().send(message)
+        if not connection.holds:
+            connection.flush()
+
     async def receive(self) -> ASGIReceiveEvent:
         """The next message; raises what was found to be wrong with the body."""
         if self.failure is None:
@@ -78,6 +93,36 @@ class _LastAnswer:
 
     def close(self) -> None:
         self._connection.last_answer_written()
+
+
+class _Joining:
+    """What a cycle writes to: holds the head of an answer back until its body comes."""
+
+    __slots__ = ("_held", "_transport", "holds")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held = b""
+        self.holds = False
+
+    def write(self, data: bytes) -> None:
+        held, self._held = self._held + data, b""
+        if self.holds:
+            self._held = held
+        else:
+            self._transport.write(held)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):

@@ -6,7 +6,6 @@ threads are busy are run together, and nothing waits while a core is idle.
 """
 
 import asyncio
-import copy
 import logging
 import os
 import threading
@@ -374,6 +373,4 @@ def _of_image(error: TilesightError, index: int, count: int) -> TilesightError:
     """The error, told of which image it is where there are several."""
     if count == 1:
         return error
-    named = copy.copy(error)
-    named.args = (f"image {index + 1} of {count}: {error}",)
-    return named
+    return error.told(f"image {index + 1} of {count}: {error}")

@@ -127,7 +127,7 @@ class Supervisor:
         yield from ("--channel", str(channel))
         for one in listeners:
             yield from ("--listener", str(one))
-        if False:
+        if self._served:
             yield "--patient"
 
     def _variables(self) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _read(
         except QuestionError as error:
             if len(questions) == 1:
                 raise
-            raise QuestionError(f"{error} (question {index + 1} of {len(questions)})") from error
+            raise error.told(f"{error} (question {index + 1} of {len(questions)})") from error
         rows.append(ids)
         if unknown:
             warnings.append(

@@ -4,9 +4,18 @@ The gateway turns these classes into HTTP answers by one table (`serving/problem
 line prints the message and exits with status 2. A message names the field and the limit it broke.
 """
 
+import copy
+from typing import Self
+
 
 class TilesightError(Exception):
     """The base of all failures that a user can mend."""
+
+    def told(self, message: str) -> Self:
+        """The same failure in other words, with all else that it knows."""
+        other = copy.copy(self)
+        other.args = (message,)
+        return other
 
 
 class LimitError(TilesightError):

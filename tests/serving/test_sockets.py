@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from serving.app import create_app
+from serving.errors import OverloadedError
+from serving.process import Process
+from serving.refusals import Ready
 from tests.serving.bad_requests import BAD, Bad
-from tests.serving.gateway import running, settings_for, tile, wait_for
+from tests.serving.gateway import get, listening, running, settings_for, tile, wait_for
 
 MIB = 1 << 20
 HEAD = b"POST /labels HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -180,6 +184,22 @@ def test_deadlines_and_lanes_that_can_be_kept_are(address: tuple[str, int]) -> N
         connection.request("POST", "/labels", tile("blue"), headers)
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_what_never_reaches_the_app_is_counted(shared_repository: Path) -> None:
+    settings, process = settings_for(shared_repository), Process()
+    app = create_app(settings, process=process)
+    ready = Ready(OverloadedError("full", limit=1, retry_after=1))
+    process.shed = lambda path, headers: ready(path) if path == b"/labels" else None
+    with listening(app, process.wire(settings)) as (address, _):
+        for request, status in ((HEAD + b"Content-Length: 0\r\n\r\n", 503), (b"x\r\n\r\n", 400)):
+            with socket.create_connection(address, 10) as connection:
+                connection.sendall(request)
+                assert read(connection).status == status
+        page = get(address, "/metrics")
+    assert 'tilesight_rejections_total{type="overloaded"} 1.0' in page
+    assert 'tilesight_rejections_total{type="malformed-request"} 1.0' in page
+    assert 'endpoint="/labels"' in page
 
 
 def _readable(connection: socket.socket, seconds: float) -> bool:
