@@ -97,6 +97,7 @@ def _draw_metric(axes: Axes, certificate: Certificate) -> None:
         color=[_colour(name) for name in measured],
     )
     axes.bar_label(bars, [f"{form.metrics[metric]:.4f}" for form in measured.values()], fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
     axes.margins(y=0.1)
 
 

@@ -19,6 +19,8 @@ _BINS = 10
 # One bin more for what is exactly 1; it is added to the last when it is told.
 _SLOTS = _BINS + 1
 _SIDES = 2  # absent, present
+# So many tiles are counted together.
+_FOLDED = 64
 _CELLS = _SLOTS * _SIDES
 _BOUNDS = [f"{(index + 1) / _BINS:g}" for index in range(_BINS - 1)]
 
@@ -38,26 +40,39 @@ class Scores:
         self._told: ArrayLike = np.inf
         self._thresholds: NDArray[np.float64] = np.array(np.inf)
         self._lock = threading.Lock()
+        self._waiting: list[NDArray[Any]] = []
+
+    def wait(self, scores: NDArray[Any], thresholds: ArrayLike) -> None:
+        """Notes (L,) scores; many at once are counted for little more than one."""
+        if thresholds is not self._told:
+            self.fold()
+            self._told, self._thresholds = thresholds, np.asarray(thresholds, np.float64)
+        with self._lock:
+            self._waiting.append(scores)
+        if len(self._waiting) >= _FOLDED:
+            self.fold()
+
+    def fold(self) -> None:
+        """Counts what was noted."""
+        # A scrape folds in a thread of its own.
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if waiting:
+            self.add(np.stack(waiting), self._told)
 
     def add(self, scores: NDArray[Any], thresholds: ArrayLike) -> None:
-        """Counts (N, L) or (L,) scores; those that reach the (L,) thresholds are present."""
+        """Counts (N, L) scores; those that reach the (L,) thresholds are present."""
         if thresholds is not self._told:
             self._told, self._thresholds = thresholds, np.asarray(thresholds, np.float64)
         cells = (scores * _BINS).astype(np.intp)
         cells *= _SIDES
         cells += scores >= self._thresholds
         cells += self._first
-        if scores.ndim == 1:
-            with self._lock:
-                # No two of them are the same cell.
-                self._counts[cells] += 1
-                self._sums += scores
-        else:
-            counts = np.bincount(cells.ravel(), minlength=len(self._counts))
-            sums = scores.sum(axis=0)
-            with self._lock:
-                self._counts += counts
-                self._sums += sums
+        counts = np.bincount(cells.ravel(), minlength=len(self._counts))
+        sums = scores.sum(axis=0)
+        with self._lock:
+            self._counts += counts
+            self._sums += sums
 
 
 class Drift(Collector):
@@ -77,10 +92,19 @@ class Drift(Collector):
         known = self._models.get(model)
         if known is None or known.labels is not labels:
             known = self._open(model, labels)
-        known.add(scores, thresholds)
+        if scores.ndim == 1:
+            known.wait(scores, thresholds)
+        else:
+            known.add(scores, thresholds)
+
+    def fold(self) -> None:
+        """Counts what was noted, so that the other workers find it."""
+        for known in list(self._models.values()):
+            known.fold()
 
     def collect(self) -> Iterator[Metric]:
         """A histogram and a counter for each label that was ever scored."""
+        self.fold()
         scores = HistogramMetricFamily(
             "tilesight_label_score",
             "Scores of the answered tiles, by label.",
@@ -109,6 +133,8 @@ class Drift(Collector):
             if key not in self._kept:
                 size = _size(labels)
                 self._kept[key] = self._cells(key, size) if self._shared else np.zeros(size)
+            if before := self._models.get(model):
+                before.fold()
             self._models[model] = Scores(labels, self._kept[key])
             return self._models[model]
 

@@ -22,7 +22,6 @@ from serving.settings import Settings
 from serving.timing import Timing
 from tilesight import imaging
 
-
 # Runs of backfills at a time in another process, so that people wait for no more than these.
 _REMOTE_BACKFILLS = 2
 

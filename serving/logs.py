@@ -1,5 +1,7 @@
 """The log: one JSON object a line on standard error."""
 
+import asyncio
+import atexit
 import json
 import logging
 import logging.config
@@ -39,11 +41,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+# What POSIX promises to write to a pipe in one piece.
+_WHOLE_BYTES = 4096
+_SOON_S = 0.02
+
+
 class Lines:
     """Lines of one event, written by hand: a record of `logging` costs as much as a request.
 
-    Each line is one `write` to the file descriptor of standard error, without a buffer: what was
-    answered before a crash is in the log, and the lines of several workers do not mix.
+    The lines of some milliseconds are one `write` to the file descriptor of standard error: each
+    gives up the interpreter and waits for it again, behind the threads that decode. A crash loses
+    these milliseconds. A write is short enough to be whole in a pipe that several workers share.
     """
 
     def __init__(self, logger: str, event: str) -> None:
@@ -58,7 +66,7 @@ class Lines:
         self._prefix = ""
 
     def write(self, **fields: str | float | None) -> None:
-        """Writes a line with the fields that are not None; one that cannot be written is lost."""
+        """Writes a line with the fields that are not None, soon; in the event loop."""
         if not self._logger.isEnabledFor(logging.INFO):
             return
         parts = [self._beginning()]
@@ -66,11 +74,7 @@ class Lines:
             if value is not None:
                 parts.append(f', "{name}": {_encoded(value)}')
         parts.append("}\n")
-        try:
-            os.write(_descriptor(), "".join(parts).encode("utf-8", "backslashreplace"))
-        except OSError:
-            # No request may fail because nobody reads the log.
-            return
+        _waiting.add("".join(parts).encode("utf-8", "backslashreplace"))
 
     def _beginning(self) -> str:
         now = time.time()
@@ -80,6 +84,41 @@ class Lines:
             self._second, self._prefix = second, f'{{"time": "{stamp.removesuffix("+00:00")}.'
         worker = f', "worker": {_worker}' if _worker is not None else ""
         return f"{self._prefix}{int((now - second) * 1000):03d}+00:00{self._fixed}{worker}"
+
+
+class _Waiting:
+    """The lines that are not written yet."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._size = 0
+
+    def add(self, line: bytes) -> None:
+        if self._size + len(line) > _WHOLE_BYTES:
+            self.flush()
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_SOON_S, self.flush)
+        self._lines.append(line)
+        self._size += len(line)
+
+    def flush(self) -> None:
+        lines, self._lines, self._size = self._lines, [], 0
+        if not lines:
+            return
+        try:
+            os.write(_descriptor(), b"".join(lines))
+        except OSError:
+            # No request may fail because nobody reads the log.
+            return
+
+
+_waiting = _Waiting()
+
+
+@atexit.register
+def flush() -> None:
+    """Writes the lines that wait; what cannot be written is lost."""
+    _waiting.flush()
 
 
 _worker: int | None = None

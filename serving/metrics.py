@@ -144,6 +144,7 @@ class Metrics:
 
     def publish(self) -> None:
         """Puts what is only known at this moment where a scrape of any worker finds it."""
+        self._drift.fold()
         for state in self._lanes():
             self._told.queue_images.labels(state.lane).set(state.images)
             self._told.queue_oldest.labels(state.lane).set(state.oldest_s)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import answers
+from serving.crew import RETRY_S
 from serving.embedded import EmbeddedRuntime
 from serving.errors import (
     BackendUnavailableError,
@@ -19,7 +20,6 @@ from serving.errors import (
     RequestError,
     not_a_number,
 )
-from serving.crew import RETRY_S
 from serving.jobs import Ask
 from serving.lanes import INTERACTIVE, Lanes
 from serving.metrics import Metrics

@@ -1,6 +1,5 @@
 """What is known of each request afterwards: its id, a line in the log, its place in the metrics."""
 
-import os
 import re
 import time
 from http import HTTPStatus
@@ -9,6 +8,7 @@ from typing import Any, Literal
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import request_ids
 from serving.logs import Lines
 from serving.metrics import Metrics
 from serving.problems import respond
@@ -121,7 +121,7 @@ def _identify(scope: Scope, state: dict[str, Any]) -> tuple[bytes, bytes]:
         elif name == b"traceparent" and (found := _TRACEPARENT.fullmatch(value)):
             state["trace_id"] = found[1].decode()
     if not _SANE.fullmatch(request_id):
-        request_id = os.urandom(16).hex().encode()
+        request_id = request_ids.new().encode()
     state["request_id"] = request_id.decode()
     return b"x-request-id", request_id
 

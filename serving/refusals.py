@@ -1,12 +1,11 @@
 """Problem documents as bytes of HTTP/1.1, for requests that never reach the app."""
 
-import os
-import uuid
 from http import HTTPStatus
 from typing import NamedTuple
 
 from starlette.types import Scope
 
+from serving import request_ids
 from serving.problems import respond
 
 REQUEST_ID = b"x-request-id"
@@ -28,7 +27,7 @@ class Refusal(NamedTuple):
 
 def refusal(error: Exception, path: str) -> Refusal:
     """The whole answer that the failure of a request for the path gets."""
-    return _refusal(error, path, uuid.uuid4().hex)
+    return _refusal(error, path, request_ids.new())
 
 
 class Ready:
@@ -47,7 +46,7 @@ class Ready:
                 self._parts.clear()
             whole = _refusal(self._error, path.decode("latin-1"), _NO_ID).answer
             parts = self._parts[path] = whole.split(_NO_ID.encode())
-        return os.urandom(16).hex().encode().join(parts)
+        return request_ids.new().encode().join(parts)
 
 
 def closing(answer: bytes) -> bytes:

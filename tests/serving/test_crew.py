@@ -58,8 +58,8 @@ class Pixels:
         self.pixels = np.array(value)
 
 
-def crew_of(session: Doubling, plan: Plan, **options: Any) -> tuple[Crew, Station]:
-    crew = Crew("test", 2, Metrics(), **({"threads": 2} | options))
+def crew_of(session: Doubling, plan: Plan, **options: float) -> tuple[Crew, Station]:
+    crew = Crew("test", 2, Metrics(), **{"threads": 2, **options})
     station = Station("model", plan, [session] * plan.sessions)
     crew.open(station)
     return crew, station
@@ -144,9 +144,9 @@ async def test_one_bad_tile_harms_no_other_request() -> None:
     bad = asyncio.create_task(found(crew, tiles(station, 3, 9, decode=read)))
     alone = asyncio.create_task(found(crew, tiles(station, 9, decode=read)))
     assert await good == [2, 4]
-    with pytest.raises(UndecodableImageError, match="^image 2 of 2: damaged$"):
+    with pytest.raises(UndecodableImageError, match=r"^image 2 of 2: damaged$"):
         await bad
-    with pytest.raises(UndecodableImageError, match="^damaged$"):
+    with pytest.raises(UndecodableImageError, match=r"^damaged$"):
         await alone
     crew.close()
 

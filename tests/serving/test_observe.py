@@ -74,8 +74,16 @@ def client(metrics: Metrics, logged: Logged = "all") -> TestClient:
     return TestClient(watched, raise_server_exceptions=False, client=("192.0.2.1", 5))
 
 
+@pytest.fixture(autouse=True)
+def nothing_waits(capfd: pytest.CaptureFixture[str]) -> None:
+    """What other tests left to be written is not this test's."""
+    logs.flush()
+    capfd.readouterr()
+
+
 def lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """The lines about requests."""
+    logs.flush()
     found = [json.loads(line) for line in captured.readouterr().err.splitlines()]
     return [line for line in found if line["event"] == "request"]
 
@@ -164,6 +172,7 @@ def test_a_path_cannot_forge_a_line(metrics: Metrics, capfd: pytest.CaptureFixtu
         await observed(metrics)(scope, None, sent)  # type: ignore[arg-type]
 
     anyio.run(ask)
+    logs.flush()
     text = capfd.readouterr().err
     assert text.count("\n") == 1
     assert json.loads(text)["path"] == path
@@ -232,3 +241,4 @@ def test_a_log_that_cannot_be_written_fails_no_request(
 
     monkeypatch.setattr("serving.logs.os.write", broken)
     assert client(metrics).get("/").status_code == 200
+    logs.flush()

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from serving import problems
+from serving import logs, problems
 from serving.app import create_app
-from serving.logs import JsonFormatter
 from serving.observe import REQUEST_ID
 from tests.serving.gateway import settings_for, tile
 from tilesight import errors
@@ -118,6 +117,7 @@ def test_each_request_is_one_line_of_the_log(
 ) -> None:
     caplog.set_level(logging.INFO, "tilesight.request")
     client.post("/labels?treshold=1", headers={**PNG, REQUEST_ID: "logged"})
+    logs.flush()
     (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert (line["request_id"], line["status"], line["path"]) == ("logged", 422, "/labels")
     assert line["problem"] == "unknown-parameter"

@@ -21,6 +21,7 @@ from tests.serving.gateway import tile, wait_for
 
 REQUESTS = 40
 COUNT = "tilesight_request_duration_seconds_count"
+SCORES = "tilesight_label_score_count"
 
 
 @pytest.fixture
@@ -64,6 +65,8 @@ def test_whichever_worker_is_asked_tells_the_sum_of_all(pair: Serving) -> None:
     label_many(pair)
     answered = {line["worker"] for line in pair.events("request") if line["path"] == "/labels"}
     assert answered == {0, 1}, "one worker answered everything: the test shows nothing"
+    # A worker counts the scores of its last tiles when it is asked, or soon.
+    wait_for(lambda: total(pair.samples(), SCORES, label="water") == REQUESTS)
     scraped: set[int] = set()
     # Connections go to either worker; both must be seen to tell the same.
     while scraped != {0, 1}:
@@ -72,7 +75,7 @@ def test_whichever_worker_is_asked_tells_the_sum_of_all(pair: Serving) -> None:
         assert total(found, COUNT, endpoint="/labels", status="200") == REQUESTS
         assert total(found, "tilesight_stage_duration_seconds_count", stage="total") == REQUESTS
         assert total(found, "tilesight_label_present_total", label="water") == REQUESTS
-        assert total(found, "tilesight_label_score_count", label="water") == REQUESTS
+        assert total(found, SCORES, label="water") == REQUESTS
         assert total(found, "tilesight_workers") == 2
         assert total(found, "tilesight_model_info", name="signa") == 1
         assert {dict(one)["worker"] for name, one in found if name == "process_open_fds"} == {
