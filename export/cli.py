@@ -101,7 +101,7 @@ def verify(
 
     console = Console()
     for line in check(repository, model, data):
-        console.print(f"ok  {line}", highlight=False, markup=False)
+        console.print(f"ok  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_certificate(console: Console, certificate: "Certificate") -> None:

@@ -13,6 +13,7 @@ from serving.errors import RequestError
 from serving.jobs import Ask
 from serving.parameters import require_at_most
 from serving.repository import Bundle
+from serving.timing import Postprocessing
 from tilesight.manifest import CaptionHead
 from tilesight.questions import sentence
 
@@ -66,7 +67,7 @@ async def _caption(
     wanted = {"beams": np.full(1, beams, dtype=np.int64)}
     tiles = await engine.look(bundle, images, _OUTPUTS, ask, wanted)
     ask.timing.model = model = engine.models.info(bundle)
-    with engine.postprocessing(ask):
+    with Postprocessing(ask.timing):
         results = []
         for tile in tiles:
             found = tile.values

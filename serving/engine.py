@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,15 +100,6 @@ class Engine:
         if station is None:
             return await self._batches(bundle, rows, outputs, ask)
         return await self.lanes[ask.lane].crew.finish(Job(station, outputs, rows, ask))
-
-    @contextmanager
-    def postprocessing(self, ask: Ask) -> Iterator[None]:
-        """A block in which tensors become an answer; its time is counted."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            ask.timing.postprocess += time.monotonic() - started
 
     async def _elsewhere(
         self,

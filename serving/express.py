@@ -11,6 +11,8 @@ from serving.problems import respond
 from serving.tile_route import TileRoute
 from tilesight.errors import TilesightError
 
+_JSON = (b"content-type", b"application/json")
+
 
 class Express:
     """Middleware that hands a POST to a tile route to its handler itself.
@@ -24,7 +26,7 @@ class Express:
         """The app behind, and the routes among which the tile routes are."""
         self._app = app
         self._routes = {
-            route.path: (route, route.get_route_handler())
+            route.path: (route, route.answering())
             for route in routes
             if isinstance(route, TileRoute)
         }
@@ -38,9 +40,12 @@ class Express:
         if found is None:
             await self._app(scope, receive, send)
             return
-        scope["route"], handle = found
+        scope["route"], answering = found
         try:
-            response = await handle(Request(scope, receive, send))
+            body = await answering(Request(scope, receive, send))
         except (TilesightError, RequestValidationError, HTTPException) as error:
-            response = respond(scope, error)
-        await response(scope, receive, send)
+            await respond(scope, error)(scope, receive, send)
+            return
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [_JSON, length]})
+        await send({"type": "http.response.body", "body": body})

@@ -11,6 +11,7 @@ from serving.engine import Engine
 from serving.jobs import Ask
 from serving.parameters import require_at_most
 from serving.repository import Bundle
+from serving.timing import Postprocessing
 from tilesight.manifest import LabelsHead
 
 
@@ -51,7 +52,7 @@ async def _label(
     outputs = ("scores", "evidence") if options.explain else ("scores",)
     tiles = await engine.look(bundle, images, outputs, ask)
     ask.timing.model = model = engine.models.info(bundle)
-    with engine.postprocessing(ask):
+    with Postprocessing(ask.timing):
         for tile in tiles:
             engine.metrics.scores(
                 bundle.name, bundle.head.labels, tile.values["scores"], bundle.head.thresholds

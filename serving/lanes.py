@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from serving.crew import RETRY_S, Crew
 from serving.errors import OverloadedError
@@ -55,25 +54,43 @@ class Lane:
         """Whether not even one tile more is taken."""
         return self._images >= self._max_images
 
-    @contextmanager
-    def places(self, images: int) -> Iterator[None]:
+    def places(self, images: int) -> "_Places":
         """A block during which the lane holds these tiles.
 
         Raises:
-            OverloadedError: there is no place for them.
+            OverloadedError: there is no place for them; when the block is entered.
         """
+        return _Places(self, images)
+
+    def take(self, images: int) -> None:
+        """Holds a request with so many tiles; raises OverloadedError where there is no place."""
         self.require_place(images)
         self._images += images
         self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._images -= images
-            self._in_flight -= 1
+
+    def give_back(self, images: int) -> None:
+        """Holds the request no more."""
+        self._images -= images
+        self._in_flight -= 1
 
     def _retry_s(self) -> int:
         """When a place may be free: as long as the oldest has waited, others will wait too."""
         return max(RETRY_S, math.ceil(self.crew.oldest_s()))
+
+
+class _Places:
+    """The block; a class, because a generator costs each request several times as much."""
+
+    __slots__ = ("_images", "_lane")
+
+    def __init__(self, lane: Lane, images: int) -> None:
+        self._lane, self._images = lane, images
+
+    def __enter__(self) -> None:
+        self._lane.take(self._images)
+
+    def __exit__(self, *error: object) -> None:
+        self._lane.give_back(self._images)
 
 
 class Lanes:

@@ -25,30 +25,64 @@ async def in_time(request: Request, seconds: float, work: Awaitable[AnswerT]) ->
     """
     loop, worker = asyncio.get_running_loop(), asyncio.current_task()
     assert worker is not None
-    watches: list[asyncio.Task[None]] = []
-    later = loop.call_later(
-        _SOON_S, lambda: watches.append(loop.create_task(_leaving(request, worker)))
-    )
+    limits = _Limits(loop, worker, request, seconds)
     try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except TimeoutError:
-        raise DeadlineError(
-            f"the answer was not ready after {seconds:g} s", limit=seconds
-        ) from None
+        return await work
     except asyncio.CancelledError:
-        if watches and watches[0].done() and not watches[0].cancelled():
-            worker.uncancel()
-            raise ClientDisconnect from None
-        raise
+        if limits.reason is None or worker.uncancel() > limits.before:
+            raise
+        raise limits.reason from None
     finally:
-        later.cancel()
-        for watch in watches:
-            watch.cancel()
+        limits.end()
 
 
-async def _leaving(request: Request, worker: "asyncio.Task[object]") -> None:
-    """Cancels the worker when the client leaves."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    worker.cancel()
+class _Limits:
+    """What ends the work: a deadline, and a client that leaves."""
+
+    __slots__ = ("_loop", "_request", "_seconds", "_timer", "_watch", "_worker", "before", "reason")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        worker: "asyncio.Task[object]",
+        request: Request,
+        seconds: float,
+    ) -> None:
+        self.reason: Exception | None = None
+        self.before = worker.cancelling()
+        self._loop = loop
+        self._worker = worker
+        self._request = request
+        self._seconds = seconds
+        self._watch: asyncio.Task[None] | None = None
+        if seconds > _SOON_S:
+            self._timer = loop.call_later(_SOON_S, self._look)
+        else:
+            self._timer = loop.call_later(seconds, self._late)
+
+    def end(self) -> None:
+        """The work is done."""
+        self._timer.cancel()
+        if self._watch:
+            self._watch.cancel()
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(self._seconds - _SOON_S, self._late)
+        self._watch = self._loop.create_task(self._leaving())
+
+    def _late(self) -> None:
+        self._stop(
+            DeadlineError(
+                f"the answer was not ready after {self._seconds:g} s", limit=self._seconds
+            )
+        )
+
+    async def _leaving(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._stop(ClientDisconnect())
+
+    def _stop(self, reason: Exception) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self._worker.cancel()

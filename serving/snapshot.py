@@ -1,8 +1,5 @@
 """The models of one moment: a request keeps the ones that it began with."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import anyio
 
 from serving.repository import Served
@@ -17,19 +14,38 @@ class Snapshot:
         self._users = 0
         self._left: anyio.Event | None = None
 
-    @contextmanager
-    def used(self) -> Iterator[Served]:
-        """A block in which these models stay loaded."""
+    def used(self) -> "_Use":
+        """A block that uses the models."""
+        return _Use(self)
+
+    def enter(self) -> None:
+        """One user more."""
         self._users += 1
-        try:
-            yield self.served
-        finally:
-            self._users -= 1
-            if self._left and not self._users:
-                self._left.set()
+
+    def leave(self) -> None:
+        """One user less; told to whoever waits for the last."""
+        self._users -= 1
+        if self._left and not self._users:
+            self._left.set()
 
     async def drained(self) -> None:
         """Returns when the last user has left; for a snapshot that gets no new ones."""
         if self._users:
             self._left = anyio.Event()
             await self._left.wait()
+
+
+class _Use:
+    """The block; a class, because a generator costs each request several times as much."""
+
+    __slots__ = ("_snapshot",)
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __enter__(self) -> Served:
+        self._snapshot.enter()
+        return self._snapshot.served
+
+    def __exit__(self, *error: object) -> None:
+        self._snapshot.leave()

@@ -23,7 +23,16 @@ class TileRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
+        """What answers a request, for FastAPI."""
+        answering = self.answering()
+
+        async def handle(request: Request) -> Response:
+            return Response(await answering(request), media_type="application/json")
+
+        return handle
+
+    def answering(self) -> Callable[[Request], Coroutine[Any, Any, bytes]]:
+        """What answers a request: the JSON."""
         endpoint = self.endpoint
         (field,) = self.dependant.query_params
         model = field.field_info.annotation
@@ -31,13 +40,13 @@ class TileRoute(APIRoute):
         query = _Query(model)
         json: TypeAdapter[Any] = TypeAdapter(self.response_model)
         exclude_none = self.response_model_exclude_none
-        headers = {"content-type": "application/json"}
 
-        async def handle(request: Request) -> Response:
-            answer = await endpoint(request, query.of(request))
-            return Response(json.dump_json(answer, exclude_none=exclude_none), headers=headers)
+        async def answer(request: Request) -> bytes:
+            return json.dump_json(
+                await endpoint(request, query.of(request)), exclude_none=exclude_none
+            )
 
-        return handle
+        return answer
 
 
 class _Query:

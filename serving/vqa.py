@@ -12,6 +12,7 @@ from serving.engine import Engine
 from serving.errors import RequestError
 from serving.jobs import Ask
 from serving.repository import Served
+from serving.timing import Postprocessing
 from tilesight.errors import QuestionError
 from tilesight.manifest import AnswerHead
 from tilesight.questions import question_ids
@@ -57,7 +58,7 @@ async def _answer_all(
     ]
     found = await engine.run(head, rows, ["answers"], ask)
     ask.timing.model = model = engine.models.info(head)
-    with engine.postprocessing(ask):
+    with Postprocessing(ask.timing):
         return [
             answers.VqaAnswer(
                 model=model,

@@ -90,10 +90,10 @@ def test_a_request_is_a_span_and_its_stages_are_within(
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X_Request_ID": "mine"}
         assert send(gateway.address, "POST", "/labels", tile("blue"), **headers)[0] == 200
         assert send(gateway.address, "POST", "/labels", b"no tile")[0] == 415
-        (line, _) = [one for one in gateway.events("request") if one["path"] == "/labels"]
         wait_for(lambda: len(collector.named("POST /labels")) == 2)
         gateway.process.terminate()
         assert gateway.process.wait(30) == 0
+    (line, _) = [one for one in gateway.events("request") if one["path"] == "/labels"]
     assert line["trace_id"] == TRACE
     assert set(collector.paths) == {"/v1/traces"}
     resource, _ = collector.spans[0]
