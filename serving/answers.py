@@ -1,7 +1,8 @@
 """The answers, field by field: what OpenAPI tells is what is sent.
 
 What a request is answered with are dataclasses: made here from checked tensors, they need no
-validation, which would cost more than all else that is done for a tile beside its model.
+validation, which would cost more than all else that is done for a tile beside its model. Nobody
+changes them, but frozen ones would take three times as long to make.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Model(BaseModel):
     backend: str = Field(description="what ran the graph")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tile:
     """The tile as it was sent, before it was fitted to the model."""
 
@@ -41,7 +42,7 @@ class Tile:
         return cls(width=tile.width, height=tile.height, format=tile.format)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Label:
     """One land-cover label."""
 
@@ -54,7 +55,7 @@ class Label:
     ] = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LabelsAnswer:
     """The labels of a tile, best first."""
 
@@ -64,7 +65,7 @@ class LabelsAnswer:
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """One sentence that the search found."""
 
@@ -72,7 +73,7 @@ class Candidate:
     log_prob: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attribute:
     """A word that the captioner considered before it wrote."""
 
@@ -81,7 +82,7 @@ class Attribute:
     sampled: Annotated[bool, Field(description="whether the sentence was written with it in mind")]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CaptionAnswer:
     """A sentence about a tile."""
 
@@ -93,7 +94,7 @@ class CaptionAnswer:
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Alternative:
     """An answer that was less likely."""
 
@@ -101,7 +102,7 @@ class Alternative:
     confidence: Share
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """The answer to one question."""
 
@@ -112,7 +113,7 @@ class Answer:
     alternatives: list[Alternative]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VqaAnswer:
     """The answers about a tile, in the order of the questions."""
 
@@ -122,7 +123,7 @@ class VqaAnswer:
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Results(Generic[AnswerT]):
     """The answers of several tiles, in the order in which the tiles were sent."""
 

@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from serving.repository import Bundle
 from serving.sessions import Session, Stop
 from serving.stations import Plan
 from serving.ways import Way
+from tilesight.errors import BundleError
 from tilesight.files import write_text
 from tilesight.golden import golden_inputs
+from tilesight.locks import held
 
 log = logging.getLogger("tilesight.autotune")
 
@@ -42,6 +45,17 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         """A cache in the folder, which is made when something is kept."""
         self._path = folder / _CACHE_NAME
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block in which no other process measures: each would see the other's load."""
+        with ExitStack() as stack:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held(self._path.with_suffix(".lock")))
+            except (OSError, BundleError) as error:
+                log.info("measures beside others, if there are any", extra={"reason": str(error)})
+            yield
 
     def get(self, key: str) -> Plan | None:
         """The plan that was kept under the key."""

@@ -169,17 +169,29 @@ class EmbeddedRuntime:
             if before and before.way in possible:
                 # Requests are being answered: to measure now would hurt them, and say little.
                 return before
-            seconds = settings.autotune_s / _MODELS
-            known, rate = autotune.tuned(
-                bundle, possible.values(), cores, settings.max_batch, seconds
+            known = self._measured(bundle, possible, key)
+        self._plans[bundle.name] = known
+        return known
+
+    def _measured(self, bundle: Bundle[Any], possible: Mapping[str, Way], key: str) -> Plan:
+        """The plan that is fastest here; another worker may have found it meanwhile."""
+        settings = self._settings
+        with self._cache.alone():
+            if known := self._cache.get(key):
+                return known
+            found, rate = autotune.tuned(
+                bundle,
+                possible.values(),
+                self._lanes.cores,
+                settings.max_batch,
+                settings.autotune_s / _MODELS,
             )
             log.info(
                 "plan found",
-                extra={"model": bundle.name, "plan": str(known), "rows_s": round(rate)},
+                extra={"model": bundle.name, "plan": str(found), "rows_s": round(rate)},
             )
-            self._cache.keep(key, known)
-        self._plans[bundle.name] = known
-        return known
+            self._cache.keep(key, found)
+        return found
 
     def _check_device(self, bundle: Bundle[Any], session: Session) -> None:
         """Says so where the GPU was asked for and the session runs on the CPU all the same."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from types import UnionType
-from typing import Any, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -38,13 +38,13 @@ class TileRoute(APIRoute):
         model = field.field_info.annotation
         assert isinstance(model, type) and issubclass(model, BaseModel)
         query = _Query(model)
-        json: TypeAdapter[Any] = TypeAdapter(self.response_model)
+        # One for each type: a union would try them in turn.
+        writers = {get_origin(one) or one: TypeAdapter(one) for one in _parts(self.response_model)}
         exclude_none = self.response_model_exclude_none
 
         async def answer(request: Request) -> bytes:
-            return json.dump_json(
-                await endpoint(request, query.of(request)), exclude_none=exclude_none
-            )
+            found = await endpoint(request, query.of(request))
+            return writers[type(found)].dump_json(found, exclude_none=exclude_none)
 
         return answer
 
@@ -93,6 +93,6 @@ class _Query:
         return RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in problems])
 
 
-def _parts(annotation: object) -> tuple[object, ...]:
+def _parts(annotation: object) -> tuple[Any, ...]:
     """The types of a union, or the type itself."""
-    return annotation.__args__ if isinstance(annotation, UnionType) else (annotation,)
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
