@@ -6,9 +6,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ _CELL_S = 0.06
 _HOPELESS = 1.15
 # A larger batch makes each of its tiles wait for the others: it has to be worth it.
 _WORTH = 1.03
+_SOONER = 1.15
 _BATCHES = (1, 2, 4, 8)
 _UNTUNED_BATCH = 4
 
@@ -102,6 +103,7 @@ def tuned(
         for batch in _BATCHES
         if batch <= max_batch
     ]
+    every = trials
     until = time.monotonic() + seconds
     while True:
         for trial in trials:
@@ -115,7 +117,18 @@ def tuned(
     for trial in sorted(trials, key=lambda one: one.plan.batch):
         if trial.rate > chosen.rate * (_WORTH if trial.plan.batch > chosen.plan.batch else 1):
             chosen = trial
-    return chosen.plan, chosen.rate
+    alone = [one for one in every if one.plan.way == chosen.plan.way and one.plan.batch == 1]
+    return replace(chosen.plan, lone=_soonest(alone, chosen.plan.threads)), chosen.rate
+
+
+def _soonest(trials: Sequence["_Trial"], threads: int) -> int:
+    """The threads with which one row is answered soonest; more than the plan's have to be worth it.
+
+    Runs side by side slow one another down, so this tells too little of a run that is alone.
+    """
+    seconds = {one.plan.threads: one.plan.sessions / one.rate for one in trials}
+    best = min(seconds, key=lambda count: seconds[count], default=threads)
+    return best if seconds.get(best, 0) * _SOONER < seconds.get(threads, 0) else threads
 
 
 class _Trial:

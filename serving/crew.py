@@ -60,7 +60,7 @@ class Crew:
         self._due = threading.Condition(threading.Lock())
         self._tiles: deque[Row] = deque()
         self._stations: list[Station] = []
-        self._cores = cores
+        self._cores = self._all_cores = cores
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads = [
@@ -219,12 +219,22 @@ class Crew:
         return True
 
     def _begin(self, station: Station, rows: list[Row]) -> "_Run":
-        self._cores -= station.plan.threads
-        run = _Run(self, station, station.free.pop(), rows)
+        run = self._alone(station, rows) or _Run(
+            self, station, station.free.pop(), rows, station.plan.threads
+        )
+        self._cores -= run.threads
         for row in rows:
             row.job.runs.add(run.stop)
         self._wake()
         return run
+
+    def _alone(self, station: Station, rows: list[Row]) -> "_Run | None":
+        """A run on all cores, for a row that nothing else runs or waits beside."""
+        if station.lone is None or len(rows) > 1 or self._cores < self._all_cores:
+            return None
+        if self._tiles or any(other.ready for other in self._stations):
+            return None
+        return _Run(self, station, station.lone, rows, self._all_cores)
 
     def _wake(self) -> None:
         """Another thread may find something to do as well."""
@@ -251,11 +261,12 @@ class Crew:
                 return
         self.done([row], [{job.tile_name: tile.pixels}], row.decoded_s)
 
-    def ended(self, station: Station, session: Session) -> None:
+    def ended(self, station: Station, session: Session, threads: int) -> None:
         """A run has given back its cores."""
         with self._due:
-            station.free.append(session)
-            self._cores += station.plan.threads
+            if session is not station.lone:
+                station.free.append(session)
+            self._cores += threads
             self._wake()
 
     def done(self, rows: Sequence[Row], values: Sequence[Values], ended_s: float) -> None:
@@ -293,13 +304,16 @@ class Crew:
 class _Run:
     """One batch in one session."""
 
-    __slots__ = ("_crew", "_session", "_station", "rows", "stop")
+    __slots__ = ("_crew", "_session", "_station", "rows", "stop", "threads")
 
-    def __init__(self, crew: Crew, station: Station, session: Session, rows: list[Row]) -> None:
+    def __init__(
+        self, crew: Crew, station: Station, session: Session, rows: list[Row], threads: int
+    ) -> None:
         self._crew = crew
         self._station = station
         self._session = session
         self.rows = rows
+        self.threads = threads
         self.stop = _StopOfAll(len({id(row.job) for row in rows}))
 
     def run(self) -> None:
@@ -316,7 +330,7 @@ class _Run:
             self._crew._metrics.batch(self._station.name, len(self.rows))
             self._crew.done(self.rows, values, time.monotonic())
         finally:
-            self._crew.ended(self._station, self._session)
+            self._crew.ended(self._station, self._session, self.threads)
 
     def _apart(self, error: Exception) -> None:
         """One row that the model cannot run must not take the others along."""

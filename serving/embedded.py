@@ -113,6 +113,7 @@ class EmbeddedRuntime:
                 "sessions": plan.sessions,
                 "threads": plan.threads,
                 "batch": plan.batch,
+                "lone_threads": max(plan.lone, plan.threads),
             },
             precision=way.precision,
             golden=way.golden,
@@ -131,6 +132,7 @@ class EmbeddedRuntime:
         way = possible[plan.way]
         sessions = way.open(plan.threads, plan.sessions)
         self._check_device(bundle, sessions[0])
+        lone = way.open(plan.lone, 1)[0] if plan.lone > plan.threads else None
         behind = sessions
         if plan.threads > 1:
             # A pool of threads keeps the priority of the thread that made it.
@@ -138,7 +140,7 @@ class EmbeddedRuntime:
             with ThreadPoolExecutor(1, initializer=_stand_back, initargs=(nice,)) as standing_back:
                 behind = standing_back.submit(way.open, plan.threads, plan.sessions).result()
         stations = {
-            INTERACTIVE: Station(bundle.name, plan, sessions),
+            INTERACTIVE: Station(bundle.name, plan, sessions, lone),
             BACKFILL: Station(bundle.name, plan, behind),
         }
         return _Loaded(way, sessions[0].provider, stations)

@@ -107,8 +107,9 @@ class Lanes:
                     if settings.sessions
                     else self.cores,
                     metrics,
-                    # One to decode while the other runs the model.
-                    threads=max(2, self.cores),
+                    # One more than can run models: while one waits for the interpreter, another
+                    # has something to do.
+                    threads=self.cores + 1,
                     nice=nice,
                     max_delay_s=settings.max_batch_delay_s,
                     max_wait_s=settings.max_queue_s,

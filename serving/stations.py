@@ -16,21 +16,33 @@ class Plan:
     sessions: int
     threads: int
     batch: int
+    lone: int = 1  # threads of a run that has the machine for itself, where that is faster
 
     def __str__(self) -> str:
         """As it stands in the log."""
-        return f"{self.way}: {self.sessions} x {self.threads} threads x batch {self.batch}"
+        several = f"{self.way}: {self.sessions} x {self.threads} threads x batch {self.batch}"
+        return f"{several}, one alone with {self.lone}" if self.lone > self.threads else several
 
 
 class Station:
     """Guarded by the lock of its crew."""
 
-    __slots__ = ("free", "name", "plan", "ready", "undecoded")
+    __slots__ = ("free", "lone", "name", "plan", "ready", "undecoded")
 
-    def __init__(self, name: str, plan: Plan, sessions: Sequence[Session]) -> None:
-        """A station that nothing waits for, with a session for each run of the plan."""
+    def __init__(
+        self, name: str, plan: Plan, sessions: Sequence[Session], lone: Session | None = None
+    ) -> None:
+        """A station that nothing waits for.
+
+        Args:
+            name: the model's.
+            plan: how it is run.
+            sessions: one for each run of the plan.
+            lone: of more threads, for a row that is alone on the machine.
+        """
         self.name = name
         self.plan = plan
         self.free = list(sessions)
+        self.lone = lone
         self.ready: deque[Row] = deque()
         self.undecoded = 0  # tiles that wait to be decoded for it

@@ -127,7 +127,9 @@ class Supervisor:
         yield from ("--channel", str(channel))
         for one in listeners:
             yield from ("--listener", str(one))
-        if self._served:
+        # At the start the first worker says that it is not ready; the others accept no connection
+        # until they are, or /readyz would change its mind from one connection to the next.
+        if self._served or worker.shared.slot:
             yield "--patient"
 
     def _variables(self) -> dict[str, str]:
