@@ -53,6 +53,7 @@ COPY model_repository /srv/model_repository
 ENV PATH=/opt/tilesight/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     TILESIGHT_HOST=0.0.0.0 \
     TILESIGHT_PORT=8000 \
     TILESIGHT_CACHE_DIR=/var/cache/tilesight \

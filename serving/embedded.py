@@ -134,8 +134,9 @@ class EmbeddedRuntime:
         self._check_device(bundle, sessions[0])
         lone = way.open(plan.lone, 1)[0] if plan.lone > plan.threads else None
         behind = sessions
-        if plan.threads > 1:
-            # A pool of threads keeps the priority of the thread that made it.
+        if plan.threads > 1 or way.library != "onnxruntime":
+            # A pool of threads keeps the priority of the thread that made it, and the runs of
+            # OpenVINO take turns: a person's would wait for a backfill's.
             nice = self._lanes[BACKFILL].crew.nice
             with ThreadPoolExecutor(1, initializer=_stand_back, initargs=(nice,)) as standing_back:
                 behind = standing_back.submit(way.open, plan.threads, plan.sessions).result()
@@ -154,8 +155,8 @@ class EmbeddedRuntime:
     def _plan(self, bundle: Bundle[Any], possible: Mapping[str, Way]) -> Plan:
         """As set, as found before, as the version before had it, or measured now."""
         settings, cores = self._settings, self._lanes.cores
-        # Where nobody measures, what was asked for beside the default is taken.
-        untuned = autotune.untuned([*possible][-1], cores, settings.max_batch)
+        # Where nobody measures it is the graph that the export chose to serve.
+        untuned = autotune.untuned([*possible][0], cores, settings.max_batch)
         if settings.sessions or settings.threads:
             threads = settings.threads or max(1, cores // (settings.sessions or cores))
             sessions = settings.sessions or max(1, cores // threads)

@@ -179,7 +179,7 @@ def describe(document: dict[str, Any], keyring: Keyring | None, clients: Clients
         schemes["key"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
     for path, scope in NEEDED.items():
         for operation in document["paths"].get(path, {}).values():
-            statuses = [401, 403] if keyring else []
+            statuses = [400, 401, 403] if keyring else []
             if keyring:
                 operation["security"] = [{"key": [scope.value]}]
             if clients and path in _TILES:

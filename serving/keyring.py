@@ -39,7 +39,7 @@ class Keyring:
         secret = settings.api_keys
         if settings.api_keys_file is None and secret is None:
             return None
-        document = secret.get_secret_value() if secret else None
+        document = None if secret is None else secret.get_secret_value()
         if document == "":
             raise ConfigError(f"{PREFIX}API_KEYS: empty; unset it to ask for no keys")
         return cls(settings.api_keys_file, document)

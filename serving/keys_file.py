@@ -36,10 +36,12 @@ def change(path: Path, how: Callable[[KeyList], KeyList]) -> KeyList:
         ConfigError: the file cannot be read or written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with held(path.with_name(f".{path.name}.lock")):
-            changed = how(read(path) if path.exists() else KeyList())
-            _write(path, changed.model_dump_json(indent=2) + "\n")
+        # A link stays one: else the gateway would go on reading the file that it pointed to.
+        real = path.resolve()
+        real.parent.mkdir(parents=True, exist_ok=True)
+        with held(real.with_name(f".{real.name}.lock")):
+            changed = how(read(path) if real.exists() else KeyList())
+            _write(real, changed.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     return changed

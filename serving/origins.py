@@ -1,7 +1,11 @@
 """Origins as browsers write them, which is the only way in which they can be compared."""
 
+import re
+from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
+# What is left of a host's name in a browser: no space, no wildcard.
+_HOST = re.compile(r"[a-z0-9._-]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 ANY = "*"
 
@@ -27,9 +31,16 @@ def _as_browsers_write(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         return "http://host[:port] or https://host[:port]"
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    if not host.isascii():
-        host = host.encode("idna").decode("ascii")
+    host = _host(parts.hostname)
     port = parts.port
     known = port is None or port == _DEFAULT_PORTS[parts.scheme]
     return f"{parts.scheme}://{host}" + ("" if known else f":{port}")
+
+
+def _host(name: str) -> str:
+    if ":" in name:
+        return f"[{IPv6Address(name).compressed}]"
+    host = name if name.isascii() else name.encode("idna").decode("ascii")
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"{name} is no name of a host")
+    return host

@@ -7,9 +7,9 @@ from starlette.types import Scope
 
 from serving import request_ids
 from serving.problems import respond
+from serving.security_headers import ANSWER
 
 REQUEST_ID = b"x-request-id"
-_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 # Stands where an id will stand.
 _NO_ID = "0" * 32
 # Paths for which an answer is kept ready; callers make up as many as they like.
@@ -58,7 +58,7 @@ def _refusal(error: Exception, path: str, request_id: str) -> Refusal:
     scope: Scope = {"path": path, "state": {"request_id": request_id}}
     made = respond(scope, error)
     status = HTTPStatus(made.status_code)
-    headers = [*made.raw_headers, (REQUEST_ID, request_id.encode()), *_HEADERS]
+    headers = [*made.raw_headers, (REQUEST_ID, request_id.encode()), *ANSWER]
     lines = [
         f"HTTP/1.1 {status} {status.phrase}".encode(),
         *(name + b": " + value for name, value in headers if name != b"connection"),

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Awaitable
+from http import HTTPStatus
 
 from starlette.types import Message, Scope, Send
 
@@ -16,7 +17,7 @@ _ANYWHERE = (
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 # What is shown of a tile stays with who sent it; who may see the metrics now may not tomorrow.
-_ANSWER = (
+ANSWER = (
     *_ANYWHERE,
     (_POLICY, b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
@@ -32,11 +33,13 @@ _STYLE = re.compile("<style>(.*?)</style>", re.DOTALL)
 def fortified(scope: Scope, send: Send) -> Send:
     """A `send` that adds the headers to the answer of this request."""
     path = scope["path"]
-    added = _ANYWHERE if path in _PAGES or path.startswith(f"{ASSETS}/") else _ANSWER
+    ours = path in _PAGES or path.startswith(f"{ASSETS}/")
 
     # Not `async`: whoever calls awaits what `send` returns, without a coroutine in between.
     def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
+            # An error below a page's path is no page, and brings no policy.
+            added = _ANYWHERE if ours and message["status"] < HTTPStatus.BAD_REQUEST else ANSWER
             # A new list: the other one may belong to an answer that is sent again.
             message["headers"] = [*message.get("headers", ()), *added]
         return send(message)

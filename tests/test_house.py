@@ -1,5 +1,6 @@
 """What holds the repository together: one entry for CI, pinned versions, light files, no torch."""
 
+import ast
 import os
 import re
 import subprocess
@@ -28,6 +29,17 @@ INDEX_WORDS = [
     "--extra-" + "index-url",
     "--find-" + "links",
 ]
+
+# What reads a file runs what is in it; what asks another machine carries tiles out of this one.
+UNSAFE = {
+    "pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve",
+}  # fmt: skip
+OUTWARD = {
+    "urllib.request", "urllib3", "requests", "httpx", "httpx2", "aiohttp", "http.client",
+    "ftplib", "smtplib", "telnetlib", "xmlrpc",
+}  # fmt: skip
+# The server that it started itself, on the own machine.
+ASKS_ITS_OWN = {("tilesight/triton/server.py", "http.client")}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -149,6 +161,60 @@ def test_no_module_of_the_room_loads_torch(room: str) -> None:
     assert loaded.stdout == "[]\n"
 
 
+def imported(source: str) -> set[str]:
+    """The modules that a file imports, wherever in it, and the packages that they are in."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    parts = (name.split(".") for name in found)
+    return {".".join(one[: size + 1]) for one in parts for size in range(len(one))}
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("import pickle", "pickle"),
+        ("def f():\n    from urllib import request", "urllib.request"),
+        ("import urllib.request as r", "urllib.request"),
+        ("from requests.adapters import HTTPAdapter", "requests"),
+    ],
+)
+def test_imports_are_found(source: str, module: str) -> None:
+    assert module in imported(source)
+
+
+def test_what_serves_reads_no_pickles_and_asks_no_other_machine() -> None:
+    files = [path for room in ("tilesight", "serving") for path in (ROOT / room).rglob("*.py")]
+    assert len(files) > 50
+    found = {
+        (str(path.relative_to(ROOT)), module)
+        for path in files
+        for module in imported(path.read_text(encoding="utf-8")) & (UNSAFE | OUTWARD)
+    }
+    assert found == ASKS_ITS_OWN
+
+
 def test_the_command_is_installed() -> None:
     (command,) = entry_points(group="console_scripts", name="tilesight")
     assert callable(command.load())
+
+
+def sessions_told(home: Path, first: str) -> list[Path]:
+    """What ONNX Runtime keeps of its sessions to tell, in a home of its own."""
+    graph = ROOT / "model_repository" / "signa" / "1" / "model.onnx"
+    program = f"{first}; import onnxruntime; onnxruntime.InferenceSession({str(graph)!r})"
+    environment = {name: one for name, one in os.environ.items() if "TELEMETRY" not in name}
+    subprocess.run(
+        [sys.executable, "-c", program], env=environment | {"HOME": str(home)}, check=True
+    )
+    return [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_onnxruntime_tells_nobody_of_its_sessions(tmp_path: Path) -> None:
+    if not sessions_told(tmp_path / "alone", "pass"):
+        pytest.skip("this build of ONNX Runtime tells nobody by itself")
+    assert sessions_told(tmp_path / "ours", "import tilesight") == []

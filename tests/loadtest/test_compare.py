@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -309,10 +310,14 @@ class TestBare:
 
 
 class TestMachine:
-    BUSY = "import os\npid = os.fork()\nwhile True: pass"
+    # Ends by itself, should the test be killed.
+    BUSY = (
+        "import os, time\npid = os.fork()\nwhile time.monotonic() < float(os.environ['END']): pass"
+    )
 
     def test_a_paused_tree_uses_no_cpu(self) -> None:
-        process = subprocess.Popen([sys.executable, "-c", self.BUSY])
+        ends = {"END": str(time.monotonic() + 60)}
+        process = subprocess.Popen([sys.executable, "-c", self.BUSY], env=os.environ | ends)
         tree = Tree(process.pid)
         try:
             deadline = time.monotonic() + 20

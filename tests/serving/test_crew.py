@@ -257,6 +257,33 @@ async def test_runs_of_many_threads_keep_to_the_cores() -> None:
     crew.close()
 
 
+async def test_a_row_that_is_alone_gets_all_cores_and_others_wait_for_them() -> None:
+    shared, lone = Doubling(), Doubling(held=True)
+    crew = Crew("test", 2, Metrics(), threads=3)
+    station = Station("model", Plan("way", 2, 1, 4, lone=2), [shared, shared], lone)
+    crew.open(station)
+    first = asyncio.create_task(found(crew, job(station, 1)))
+    await until(lone.begun.is_set)
+    both = asyncio.create_task(found(crew, job(station, 2, 3)))
+    await asyncio.sleep(0.05)
+    assert shared.batches == []
+    lone.go.set()
+    assert (await first, await both) == ([2], [4, 6])
+    assert (lone.batches, shared.batches) == ([[1]], [[2, 3]])
+    shared.begun.clear()
+    shared.go.clear()
+    several = asyncio.create_task(found(crew, job(station, 4, 5)))
+    await until(shared.begun.is_set)
+    beside = asyncio.create_task(found(crew, job(station, 6)))
+    await until(lambda: len(shared.batches) == 3)
+    shared.go.set()
+    assert (await several, await beside) == ([8, 10], [12])
+    assert lone.batches == [[1]], "another run held a core"
+    assert await found(crew, job(station, 7.5)) == [15]
+    assert lone.batches == [[1], [7.5]]
+    crew.close()
+
+
 async def test_a_job_says_where_its_time_went() -> None:
     session = Doubling()
     crew, station = crew_of(session, Plan("way", 1, 1, 4), threads=1, max_delay_s=60)
