@@ -27,7 +27,7 @@ log = logging.getLogger("tilesight.autotune")
 
 _CACHE_NAME = "autotune.json"
 _CELL_S = 0.06
-_HOPELESS = 1.15
+_BEHIND, _FAR = 1.15, 1.5
 # A larger batch makes each of its tiles wait for the others: it has to be worth it.
 _WORTH = 1.03
 _SOONER = 1.15
@@ -92,33 +92,46 @@ def tuned(
 ) -> tuple[Plan, float]:
     """The plan of the most rows a second, and that figure; blocks for about so many seconds.
 
-    Each candidate is run several times in turn with the others, and its best time counts: whatever
-    else the machine does can only make it slower.
+    First single rows decide which ways are worth a look, then batches grow as long as that helps,
+    and at last whoever is left takes turns. The best time of each counts: whatever else the
+    machine does can only make it slower.
     """
-    trials = [
-        _Trial(bundle, Plan(way.name, cores // threads, threads, batch), sessions)
-        for way in ways
-        for threads in _divisors(cores)
-        for sessions in [way.open(threads, cores // threads)]
-        for batch in _BATCHES
-        if batch <= max_batch
-    ]
-    every = trials
     until = time.monotonic() + seconds
+    first = _hopeful([_Trial(bundle, way, 1, cores, 1) for way in ways], _FAR)
+    every = [trial for one in first for trial in _grown(bundle, one, cores, max_batch)]
+    trials = every
     while True:
-        for trial in trials:
-            trial.run()
         # What is far behind will not win; the time is better spent on the others.
-        fastest = max(trial.rate for trial in trials)
-        trials = [trial for trial in trials if trial.rate * _HOPELESS >= fastest]
+        trials = _hopeful(trials, _BEHIND)
         if time.monotonic() >= until:
             break
+        for trial in trials:
+            trial.run()
     chosen = trials[0]
     for trial in sorted(trials, key=lambda one: one.plan.batch):
         if trial.rate > chosen.rate * (_WORTH if trial.plan.batch > chosen.plan.batch else 1):
             chosen = trial
     alone = [one for one in every if one.plan.way == chosen.plan.way and one.plan.batch == 1]
     return replace(chosen.plan, lone=_soonest(alone, chosen.plan.threads)), chosen.rate
+
+
+def _hopeful(trials: list["_Trial"], factor: float) -> list["_Trial"]:
+    """Those that are not behind the fastest by more than the factor."""
+    fastest = max(trial.rate for trial in trials)
+    return [trial for trial in trials if trial.rate * factor >= fastest]
+
+
+def _grown(bundle: Bundle[Any], single: "_Trial", cores: int, max_batch: int) -> Iterator["_Trial"]:
+    """The way of the trial with other threads, and with batches up to where they help no more."""
+    for threads in _divisors(cores):
+        last = single if threads == 1 else _Trial(bundle, single.way, threads, cores, 1)
+        yield last
+        for batch in (size for size in _BATCHES if 1 < size <= max_batch):
+            larger = _Trial(bundle, single.way, threads, cores, batch, last.sessions)
+            yield larger
+            if larger.rate < last.rate:
+                break
+            last = larger
 
 
 def _soonest(trials: Sequence["_Trial"], threads: int) -> int:
@@ -134,23 +147,33 @@ def _soonest(trials: Sequence["_Trial"], threads: int) -> int:
 class _Trial:
     """A plan, and the most rows a second that it was seen to run."""
 
-    def __init__(self, bundle: Bundle[Any], plan: Plan, sessions: list[Session]) -> None:
-        self.plan = plan
+    def __init__(
+        self,
+        bundle: Bundle[Any],
+        way: Way,
+        threads: int,
+        cores: int,
+        batch: int,
+        sessions: list[Session] | None = None,
+    ) -> None:
+        self.way = way
+        self.plan = Plan(way.name, cores // threads, threads, batch)
         self.rate = 0.0
-        self._sessions = sessions
+        self.sessions = sessions or way.open(threads, cores // threads)
         self._names = [spec.name for spec in bundle.manifest.outputs]
         golden = golden_inputs(bundle.manifest)
-        self._inputs = {name: np.repeat(one, plan.batch, axis=0) for name, one in golden.items()}
-        sessions[0].run(self._names, self._inputs, Stop())
+        self._inputs = {name: np.repeat(one, batch, axis=0) for name, one in golden.items()}
+        self.sessions[0].run(self._names, self._inputs, Stop())
+        self.run()
 
     def run(self) -> None:
         """All its sessions side by side for a moment."""
-        counts = [0] * len(self._sessions)
+        counts = [0] * len(self.sessions)
         started = time.monotonic()
 
         def work(index: int) -> None:
             while not counts[index] or time.monotonic() - started < _CELL_S:
-                self._sessions[index].run(self._names, self._inputs, Stop())
+                self.sessions[index].run(self._names, self._inputs, Stop())
                 counts[index] += self.plan.batch
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(len(counts))]

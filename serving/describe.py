@@ -41,7 +41,8 @@ def run(settings: Settings, paths: Sequence[Path], questions: Sequence[str], as_
 async def _run(
     settings: Settings, paths: Sequence[Path], questions: Sequence[str], as_json: bool
 ) -> bool:
-    engine = Engine(settings, Metrics())
+    # A few tiles are not worth a measurement.
+    engine = Engine(settings.model_copy(update={"autotune_s": 0}), Metrics())
     out, err = Console(), Console(stderr=True)
     found: list[Description] = []
     try:

@@ -156,7 +156,7 @@ class EmbeddedRuntime:
         """As set, as found before, as the version before had it, or measured now."""
         settings, cores = self._settings, self._lanes.cores
         # Where nobody measures it is the graph that the export chose to serve.
-        untuned = autotune.untuned([*possible][0], cores, settings.max_batch)
+        untuned = autotune.untuned(next(iter(possible)), cores, settings.max_batch)
         if settings.sessions or settings.threads:
             threads = settings.threads or max(1, cores // (settings.sessions or cores))
             sessions = settings.sessions or max(1, cores // threads)

@@ -94,7 +94,7 @@ def test_the_time_it_tells_is_the_time_it_takes(rate: float, burst: int, in_vain
     assert clients.take("a") == 1 / rate
 
 
-@given(st.integers(1, 5), st.lists(st.integers(0, 50).map(str), max_size=100))
+@given(st.integers(1, 5), st.lists(st.integers(0, 7).map(str), max_size=60))
 def test_the_memory_is_bounded_and_who_asked_last_is_known(capacity: int, asked: list[str]) -> None:
     clock = Clock()
     clients = Clients(1.0, 1, capacity, clock)

@@ -1,8 +1,10 @@
 """Keys, their file, the ring of a running gateway, and `tilesight keys`."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import stat
 import threading
 from datetime import UTC, datetime, timedelta
@@ -172,6 +174,23 @@ def test_a_change_that_fails_changes_nothing(file: Path) -> None:
     with pytest.raises(ConfigError, match="no"):
         keys_file.change(file, fail)
     assert file.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new(file, "a")
+    before = file.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("serving.keys_file.os.fsync", full)
+    answer = run("new", "--file", file, "--name", "b", "--scope", "tiles")
+    assert answer.exit_code == 2
+    assert f"{file}: No space left" in answer.stderr
+    # No key was made, so no token is given out.
+    assert not answer.stdout
+    assert file.read_bytes() == before
+    assert sorted(one.name for one in file.parent.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
 def test_a_broken_file_is_not_written_over(file: Path) -> None:
