@@ -103,12 +103,11 @@ class Lanes:
             name: Lane(
                 Crew(
                     name,
+                    # One run more than cores: each now and then waits for the interpreter.
                     settings.sessions * (settings.threads or 1)
                     if settings.sessions
-                    else self.cores,
+                    else self.cores + 1,
                     metrics,
-                    # One more than can run models: while one waits for the interpreter, another
-                    # has something to do.
                     threads=self.cores + 1,
                     nice=nice,
                     max_delay_s=settings.max_batch_delay_s,
