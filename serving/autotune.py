@@ -100,18 +100,20 @@ def tuned(
     first = _hopeful([_Trial(bundle, way, 1, cores, 1) for way in ways], _FAR)
     every = [trial for one in first for trial in _grown(bundle, one, cores, max_batch)]
     trials = every
+    singles = [trial for trial in every if trial.plan.batch == 1]
     while True:
         # What is far behind will not win; the time is better spent on the others.
         trials = _hopeful(trials, _BEHIND)
         if time.monotonic() >= until:
             break
-        for trial in trials:
+        # Single rows go on: how soon one is answered alone is another question.
+        for trial in dict.fromkeys([*trials, *singles]):
             trial.run()
     chosen = trials[0]
     for trial in sorted(trials, key=lambda one: one.plan.batch):
         if trial.rate > chosen.rate * (_WORTH if trial.plan.batch > chosen.plan.batch else 1):
             chosen = trial
-    alone = [one for one in every if one.plan.way == chosen.plan.way and one.plan.batch == 1]
+    alone = [one for one in singles if one.plan.way == chosen.plan.way]
     return replace(chosen.plan, lone=_soonest(alone, chosen.plan.threads)), chosen.rate
 
 

@@ -25,6 +25,8 @@ from tilesight.errors import TilesightError
 log = logging.getLogger("tilesight.crew")
 
 RETRY_S = 1
+# A crew that goes second begins something this often however busy the first one is.
+_AT_LEAST_EVERY_S = 0.1
 
 
 class Crew:
@@ -40,6 +42,7 @@ class Crew:
         nice: int = 0,
         max_delay_s: float = 0.0,
         max_wait_s: float = float("inf"),
+        first: "Crew | None" = None,
     ) -> None:
         """A crew that has not begun; runs of models share the cores, decoding takes what is left.
 
@@ -51,6 +54,7 @@ class Crew:
             nice: how far its threads stand back behind the others of this machine.
             max_delay_s: how long a decoded tile waits for others that are still to be decoded.
             max_wait_s: what has waited longer is given up before it costs anything.
+            first: a crew that goes first: while it is at work, this one hardly begins anything.
         """
         self.lane = lane
         self._metrics = metrics
@@ -62,6 +66,12 @@ class Crew:
         self._stations: list[Station] = []
         self._cores = self._all_cores = cores
         self._closed = False
+        self._awake = 0  # threads that do not wait for something to do
+        self._begun_s = 0.0
+        self._first = first
+        self._second: Crew | None = None
+        if first:
+            first._second = self
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads = [
             threading.Thread(target=self._work, name=f"{lane}-{number}", daemon=True)
@@ -82,6 +92,7 @@ class Crew:
         """Begins with the job; called in the event loop in which its future is."""
         if self._loop is None:
             self._loop = job.future.get_loop()
+            self._awake = len(self._threads)
             for thread in self._threads:
                 thread.start()
         rows = job.rows()
@@ -126,6 +137,11 @@ class Crew:
             return 0.0
         return time.monotonic() - min(row.job.submitted_s for row in waiting)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether anything waits, is decoded or is run here; as good as a look without the lock."""
+        return bool(self._awake) or self._waiting()
+
     def close(self) -> None:
         """Its threads end with what they are doing."""
         with self._due:
@@ -146,7 +162,7 @@ class Crew:
                 while (due := self._next()) is None:
                     if self._closed:
                         return
-                    self._due.wait()
+                    self._rest()
             # A fault in here would cost a thread for good, and its job would never end.
             try:
                 if isinstance(due, Row):
@@ -159,8 +175,29 @@ class Crew:
             # While the thread waits it must not keep a version that is dropped meanwhile.
             due = None
 
+    def _rest(self) -> None:
+        """Waits until there may be something to do; under the lock."""
+        self._awake -= 1
+        if not self._awake and self._second:
+            self._second.go_on()
+        self._due.wait(_AT_LEAST_EVERY_S if self._first and self._waiting() else None)
+        self._awake += 1
+
+    def go_on(self) -> None:
+        """The crew that goes first has nothing more to do."""
+        with self._due:
+            self._due.notify_all()
+
+    def _waiting(self) -> bool:
+        return bool(self._tiles or any(station.ready for station in self._stations))
+
     def _next(self) -> "Row | _Run | None":
         """The next tile to decode or batch to run; under the lock."""
+        if self._first and self._waiting():
+            now = time.monotonic()
+            if self._first.at_work and now - self._begun_s < _AT_LEAST_EVERY_S:
+                return None
+            self._begun_s = now
         while True:
             station = self._runnable()
             if station and self._complete(station):
@@ -232,13 +269,13 @@ class Crew:
         """A run on all cores, for a row that nothing else runs or waits beside."""
         if station.lone is None or len(rows) > 1 or self._cores < self._all_cores:
             return None
-        if self._tiles or any(other.ready for other in self._stations):
+        if self._waiting():
             return None
         return _Run(self, station, station.lone, rows, self._all_cores)
 
     def _wake(self) -> None:
         """Another thread may find something to do as well."""
-        if self._tiles or any(station.ready for station in self._stations):
+        if self._waiting():
             self._due.notify()
 
     def _decode(self, row: Row) -> None:

@@ -130,10 +130,7 @@ class EmbeddedRuntime:
         possible = {way.name: way for way in self._ways(bundle)}
         plan = self._plan(bundle, possible)
         way = possible[plan.way]
-        # As many as the crew may run at a time, where they are runs of one thread.
-        more = plan.threads == 1 and not self._settings.sessions and not self._cuda
-        runs = plan.sessions + more
-        sessions = way.open(plan.threads, runs)
+        sessions = way.open(plan.threads, plan.sessions)
         self._check_device(bundle, sessions[0])
         lone = way.open(plan.lone, 1)[0] if plan.lone > plan.threads else None
         behind = sessions
@@ -142,7 +139,7 @@ class EmbeddedRuntime:
             # OpenVINO take turns: a person's would wait for a backfill's.
             nice = self._lanes[BACKFILL].crew.nice
             with ThreadPoolExecutor(1, initializer=_stand_back, initargs=(nice,)) as standing_back:
-                behind = standing_back.submit(way.open, plan.threads, runs).result()
+                behind = standing_back.submit(way.open, plan.threads, plan.sessions).result()
         stations = {
             INTERACTIVE: Station(bundle.name, plan, sessions, lone),
             BACKFILL: Station(bundle.name, plan, behind),

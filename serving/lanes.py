@@ -99,25 +99,26 @@ class Lanes:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Lanes whose crews have not begun."""
         self.cores = max(1, usable_cores() // settings.workers)
-        self._lanes = {
-            name: Lane(
-                Crew(
-                    name,
-                    # One run more than cores: each now and then waits for the interpreter.
-                    settings.sessions * (settings.threads or 1)
-                    if settings.sessions
-                    else self.cores + 1,
-                    metrics,
-                    threads=self.cores + 1,
-                    nice=nice,
-                    max_delay_s=settings.max_batch_delay_s,
-                    max_wait_s=settings.max_queue_s,
-                ),
-                settings.max_queued_images,
-                settings.max_queue_s,
+        runs = settings.sessions * (settings.threads or 1) if settings.sessions else self.cores
+
+        def lane(name: str, nice: int, first: Crew | None = None) -> Lane:
+            crew = Crew(
+                name,
+                runs,
+                metrics,
+                threads=self.cores,
+                nice=nice,
+                max_delay_s=settings.max_batch_delay_s,
+                max_wait_s=settings.max_queue_s,
+                first=first,
             )
-            for name, nice in ((INTERACTIVE, 0), (BACKFILL, _BACKFILL_NICE))
-        }
+            return Lane(crew, settings.max_queued_images, settings.max_queue_s)
+
+        people = lane(INTERACTIVE, 0)
+        # The kernel takes the cores from its threads at once, but it cannot take the interpreter:
+        # so they do not begin either while people are served.
+        backfill = lane(BACKFILL, _BACKFILL_NICE, people.crew)
+        self._lanes = {one.name: one for one in (people, backfill)}
 
     def __getitem__(self, name: str) -> Lane:
         """The lane of this name."""

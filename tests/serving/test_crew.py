@@ -58,7 +58,7 @@ class Pixels:
         self.pixels = np.array(value)
 
 
-def crew_of(session: Doubling, plan: Plan, **options: float) -> tuple[Crew, Station]:
+def crew_of(session: Doubling, plan: Plan, **options: float | Crew) -> tuple[Crew, Station]:
     crew = Crew("test", 2, Metrics(), **{"threads": 2, **options})
     station = Station("model", plan, [session] * plan.sessions)
     crew.open(station)
@@ -238,6 +238,24 @@ async def test_a_crew_that_stands_back_does_so_in_its_runs() -> None:
     assert session.nice == [19]
     assert os.getpriority(os.PRIO_PROCESS, 0) < 19
     crew.close()
+
+
+async def test_a_crew_hardly_begins_anything_while_the_one_that_goes_first_is_at_work() -> None:
+    served, filled = Doubling(held=True), Doubling()
+    people, station = crew_of(served, Plan("way", 1, 1, 1))
+    backfill, behind = crew_of(filled, Plan("way", 2, 1, 1), first=people)
+    asked = asyncio.create_task(found(people, job(station, 1)))
+    await until(served.begun.is_set)
+    rows = asyncio.create_task(found(backfill, job(behind, *range(20, 100))))
+    await asyncio.sleep(0.5)
+    # It is never starved, but it could have run all of them a hundred times.
+    assert 1 <= len(filled.batches) <= 7
+    served.go.set()
+    assert await asked == [2]
+    async with asyncio.timeout(5):  # at that pace they would take seven seconds
+        assert await rows == [2 * value for value in range(20, 100)]
+    backfill.close()
+    people.close()
 
 
 async def test_runs_of_many_threads_keep_to_the_cores() -> None:
