@@ -1,5 +1,6 @@
 """A graph that can be run in this process: what the crews need of ONNX Runtime and its kind."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ class OrtSession:
     def __init__(
         self, graph: bytes, single: bytes | None, threads: int, providers: Sequence[str]
     ) -> None:
-        """Loads the graphs from their bytes: data beside a file, unlisted, is not read.
+        """Loads the graphs from their bytes; data outside of them, in no hash, is not read.
 
         Raises:
             BundleError: ONNX Runtime cannot load one.
@@ -93,6 +94,10 @@ def _open(graph: bytes, threads: int, providers: Sequence[str]) -> ort.Inference
     # Threads that spin while idle take the cores that decode the next tile.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # A graph from bytes would have its data looked for in the working directory.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     # What matters arrives as an exception; the rest is noise about devices it tried.
     options.log_severity_level = FATAL_ONLY
     try:

@@ -12,10 +12,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving import ways
+from serving.autotune import Cache, cache_key
 from serving.openvino_session import OpenVinoSession, open_session, usable_pairs
 from serving.repository import Bundle
 from serving.sessions import CPU, OrtSession, Stop
-from tests.serving.bundles import MODELS, edit_manifest, labels_graph, slow_graph, write_bundle
+from serving.stations import Plan
+from tests.serving.bundles import (
+    MODELS,
+    edit_manifest,
+    labels_graph,
+    slow_graph,
+    write_bundle,
+    write_repository,
+)
+from tests.serving.gateway import settings_for, started, tile
+from tilesight.cores import usable_cores
 from tilesight.errors import BundleError, ConfigError, ManifestError
 from tilesight.files import sha256
 from tilesight.manifest import Golden, TensorSpec, read
@@ -395,3 +407,42 @@ def test_the_processors_flags_are_read(tmp_path: Path) -> None:
     assert flags(cpuinfo) == {"sse2", "amx_bf16"}
     assert has_bfloat16(flags(cpuinfo))
     assert not has_bfloat16(WITHOUT)
+
+
+# The gateway
+
+
+@needs_openvino
+def test_the_gateway_answers_with_it_what_it_answers_without(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "models")
+    folder = repository / "signa" / "1"
+    served = read(folder)
+    passed = [pair("float32").model_copy(update={"golden": served.golden})]
+    (folder / RUNTIMES_NAME).write_text(runtimes_text(passed))
+    edit_manifest(folder, "files", RUNTIMES_NAME, value=sha256(folder / RUNTIMES_NAME))
+    settings = settings_for(
+        repository,
+        runtime="openvino",
+        autotune_s=0.1,
+        cache_dir=tmp_path / "cache",
+    )
+    # As if the measurement had found it: which one is faster with graphs so small is chance.
+    manifest = read(folder)
+    labels = Bundle(folder, manifest, manifest.head)
+    several = [ways.onnxruntime(labels, False), *ways.openvino(labels)]
+    key = cache_key(labels, several, usable_cores(), settings.max_batch)
+    Cache(tmp_path / "cache").keep(key, Plan("openvino float32", 2, 1, 2))
+    body = tile((40, 90, 160))
+    kind = {"Content-Type": "image/png"}
+    with started(settings_for(repository)) as client:
+        expected = client.post("/labels", content=body, headers=kind).json()
+    with started(settings) as client:
+        for lane in ("interactive", "backfill"):
+            asked = kind | {"Tilesight-Lane": lane}
+            answer = client.post("/labels", content=body, headers=asked).json()
+            assert answer["model"]["backend"] == "openvino-cpu"
+            assert answer["model"]["precision"] == "float32"
+            for one, other in zip(answer["labels"], expected["labels"], strict=True):
+                assert one["name"] == other["name"]
+                assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+    assert expected["model"]["backend"] == "onnxruntime-cpu"
