@@ -186,7 +186,9 @@ class Crew:
     def go_on(self) -> None:
         """The crew that goes first has nothing more to do."""
         with self._due:
-            self._due.notify_all()
+            # Else each request of the first crew would wake all threads of this one for nothing.
+            if self._waiting():
+                self._due.notify_all()
 
     def _waiting(self) -> bool:
         return bool(self._tiles or any(station.ready for station in self._stations))

@@ -106,7 +106,8 @@ class Lanes:
                 name,
                 runs,
                 metrics,
-                threads=self.cores,
+                # What was set by hand may be more: runs that wait for a GPU need no core.
+                threads=max(self.cores, settings.sessions or 0),
                 nice=nice,
                 max_delay_s=settings.max_batch_delay_s,
                 max_wait_s=settings.max_queue_s,

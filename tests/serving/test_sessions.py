@@ -10,15 +10,17 @@ from onnx import TensorProto, helper
 from serving.sessions import CPU, OrtSession
 from tilesight.errors import BundleError
 
+MANY = 4096
+
 
 def with_data_outside(location: str) -> bytes:
-    """A graph that adds to x two numbers of a file."""
+    """A graph that adds numbers of a file to x; so many that they are not looked at beforehand."""
     outside = TensorProto(
-        name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL
+        name="w", data_type=TensorProto.FLOAT, dims=[MANY], data_location=TensorProto.EXTERNAL
     )
-    for key, value in (("location", location), ("offset", "0"), ("length", "8")):
+    for key, value in (("location", location), ("offset", "0"), ("length", str(4 * MANY))):
         outside.external_data.add(key=key, value=value)
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [MANY]) for name in "xy")
     nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
     graph = helper.make_graph(nodes, "outside", [x], [y], [outside])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -32,7 +34,7 @@ def test_data_outside_of_the_graph_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
 ) -> None:
     data = tmp_path / "data.bin"
-    np.array([5, 6], np.float32).tofile(data)
+    np.arange(MANY, dtype=np.float32).tofile(data)
     monkeypatch.chdir(tmp_path)
     graph = with_data_outside(str(data) if absolute else data.name)
     with pytest.raises(BundleError, match="External data path"):
