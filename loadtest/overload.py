@@ -10,77 +10,31 @@ The load runs on the cores of the gateway. Refusals cost it, but so does every r
 made up here, so two figures are given: `raw`, answers 200 a second, and `per core`, answers 200 for
 each second of a core that the load and the rest of the machine left to the gateway. The criterion
 is the second one; with the load on another machine both are the same.
+
+At the end the same number of requests meets `loadtest.refuser`, a server that does nothing but
+refuse: what a refusal costs at least, on this machine and in this language.
 """
 
 import argparse
 import asyncio
-import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import uvloop
 
 from loadtest.client import Load, Plan
-from loadtest.gateway import Gateway, reached
+from loadtest.gateway import Gateway, reached, serving
 from loadtest.memory import MIB, Watch
-from loadtest.outcome import Summary
+from loadtest.overload_report import criteria, refusals, rows
 from loadtest.payload import tile_requests
 from loadtest.picture import overload_picture
-from loadtest.scenario import (
-    Check,
-    arguments,
-    end,
-    finish,
-    head_of,
-    show,
-    spread,
-    tiles_of,
-)
-from loadtest.share import Share, Shares
+from loadtest.scenario import arguments, end, finish, head_of, show, tiles_of
+from loadtest.share import Shares
+from loadtest.stage import REFUSALS, Stage, as_json
 
 FACTORS = (0.7, 1.0, 3.0, 10.0)
 _CONNECTIONS = (4, 8, 16, 32)  # of the closed loops that look for the capacity
-_REFUSALS = ("429", "503")
-_GOODPUT = 0.95
-_MEMORY_GROWTH_MB = 64.0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One load: its factor (0: closed loop), figures, and who had the cores."""
-
-    factor: float
-    summary: Summary
-    share: Share | None
-    capacity: float = 0.0  # of the closed loop right before
-    capacity_per_core: float = 0.0
-    without_retry_after: int = 0
-    rss_mb: tuple[float, float, float] | None = None  # before, most, after
-
-    @property
-    def raw(self) -> float:
-        """Answers 200 a second."""
-        return self.summary.goodput_rps
-
-    @property
-    def per_core(self) -> float:
-        """Answers 200 for each second of a core that was left to the gateway."""
-        return self.raw / self.share.left if self.share else self.raw
-
-    @property
-    def due(self) -> float:
-        """What could have been answered, as a part of the capacity."""
-        return min(1.0, self.factor)
-
-    def ratio(self, per_core: bool) -> float:
-        """Answered, of what could have been."""
-        if self.factor < 1:  # nothing is short: what was offered has to be answered
-            return self.raw / max(self.summary.offered_rps, 1e-9)
-        if per_core:
-            return self.per_core / max(self.capacity_per_core, 1e-9)
-        return self.raw / max(self.capacity, 1e-9)
 
 
 class Run:
@@ -122,13 +76,26 @@ class Run:
     def _open(self, factor: float, closed: Stage) -> Stage:
         plan = replace(self._plan, rate=factor * closed.raw, connections=self._given.connections)
         found = self._load(factor, plan)
-        return replace(found, capacity=closed.raw, capacity_per_core=closed.per_core)
+        answer_ms = 1e3 * closed.share.server / closed.raw if closed.share else 0.0
+        return replace(
+            found, capacity=closed.raw, capacity_per_core=closed.per_core, answer_ms=answer_ms
+        )
+
+    def refuser(self, rate: float) -> float | None:
+        """CPU in milliseconds that a server takes for a refusal if it does nothing else."""
+        with serving(command=("-m", "loadtest.refuser")) as other:
+            url = other.url + self._given.path
+            requests = tile_requests(url, tiles_of(self._given), self._given.question)
+            plan = replace(self._plan, url=url, rate=rate, connections=self._given.connections)
+            with Shares(other.pid) as shares:
+                summary = uvloop.run(Load(plan, requests).run()).summary()
+        return 1e3 * shares.share.server / summary.throughput_rps if shares.share else None
 
     def _load(self, factor: float, plan: Plan) -> Stage:
         bare: Counter[int] = Counter()
 
         def note(status: int, answer: bytes) -> None:
-            if status in (429, 503) and b"\r\nretry-after:" not in head_of(answer):
+            if str(status) in REFUSALS and b"\r\nretry-after:" not in head_of(answer):
                 bare[status] += 1
 
         async def run() -> Stage:
@@ -144,102 +111,6 @@ class Run:
             uvloop.run(asyncio.sleep(0.6))  # a sample after the last answer
         sizes = [one.rss / MIB for one in watch.samples]
         return replace(stage, rss_mb=(sizes[0], max(sizes), sizes[-1]))
-
-
-def criteria(stages: Sequence[Stage], deadline_s: float) -> list[Check]:
-    """What has to hold of the open loops, by factor."""
-    checks = []
-    for factor in sorted({one.factor for one in stages}):
-        some = [one for one in stages if one.factor == factor]
-        ratios = [one.ratio(per_core=True) for one in some]
-        what = "of offered" if factor < 1 else "of peak, per core left"
-        checks.append(
-            Check(
-                f"{factor:g}x: goodput {what}",
-                spread(ratios),
-                f">= {_GOODPUT}",
-                statistics.median(ratios) >= _GOODPUT,
-            )
-        )
-    slowest = max(one.summary.service_ms.get("p99", 0.0) for one in stages)
-    statuses: Counter[str] = Counter()
-    for one in stages:
-        statuses.update(one.summary.statuses)
-    others = {
-        status: count
-        for status, count in statuses.items()
-        if not status.startswith("2") and status not in _REFUSALS
-    }
-    bare = sum(one.without_retry_after for one in stages)
-    return [
-        *checks,
-        Check(
-            "p99 of what was accepted, worst stage",
-            f"{slowest:.0f} ms",
-            f"<= {1e3 * deadline_s:.0f} ms",
-            slowest <= 1e3 * deadline_s,
-        ),
-        Check(
-            "answers other than 200, 429, 503",
-            str(others or "none"),
-            "none",
-            not others,
-        ),
-        Check("429 and 503 without Retry-After", str(bare), "0", not bare),
-        _memory(stages),
-    ]
-
-
-def _memory(stages: Sequence[Stage]) -> Check:
-    """The first stage may still take what it needs; later ones have nothing more to take."""
-    sizes = [one.rss_mb for one in stages if one.rss_mb]
-    if not sizes:
-        return Check("memory under overload", "no process on this machine", "", None)
-    before, most, after = sizes[0][0], max(one[1] for one in sizes), sizes[-1][2]
-    return Check(
-        "memory: before, most, after",
-        f"{before:.0f}, {most:.0f}, {after:.0f} MiB",
-        f"<= before + {_MEMORY_GROWTH_MB:.0f}",
-        most <= before + _MEMORY_GROWTH_MB,
-    )
-
-
-def rows(stages: Sequence[Stage]) -> list[dict[str, object]]:
-    """A line for each open loop."""
-    return [_row(one) for one in stages]
-
-
-def _row(one: Stage) -> dict[str, object]:
-    summary, share = one.summary, one.share
-    refused = {s: n for s, n in summary.statuses.items() if not s.startswith("2")}
-    return {
-        "load": f"{one.factor:g}x",
-        "asked/s": f"{one.factor * one.capacity:.0f}",
-        "offered/s": f"{summary.offered_rps:.0f}",
-        "peak/s": f"{one.capacity:.0f}",
-        "raw/s": f"{one.raw:.0f}",
-        "raw/peak": f"{one.ratio(per_core=False):.2f}",
-        "per core/peak": f"{one.ratio(per_core=True):.2f}",
-        "p50, p99 ms": _pair(summary.service_ms),
-        "refused p50, p99 ms": _pair(summary.refused_ms),
-        "refused": ", ".join(f"{status}: {count}" for status, count in refused.items()) or "-",
-        "cores server+load+rest": (
-            f"{share.server:.2f}+{share.generator:.2f}+{share.others:.2f}" if share else "-"
-        ),
-    }
-
-
-def _pair(figures: dict[str, float]) -> str:
-    return f"{figures['p50']:.1f}, {figures['p99']:.1f}" if figures else "-"
-
-
-def as_json(one: Stage) -> dict[str, Any]:
-    """The stage with what follows from it."""
-    return {
-        **asdict(one),
-        "raw_of_peak": one.ratio(per_core=False),
-        "per_core_of_peak": one.ratio(per_core=True),
-    }
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -264,11 +135,18 @@ def main(words: Sequence[str] | None = None) -> int:
                 before, stage = run.stage(factor, connections)
                 closed.append(before)
                 stages.append(stage)
+        most = max(one.summary.offered_rps for one in stages)
+        floor_ms = run.refuser(most) if gateway.pid is not None else None
     stages.sort(key=lambda one: one.factor)
     show("Open loops", rows(stages))
+    show("What a refusal costs", refusals(stages, floor_ms))
     if given.out is not None:
         overload_picture(stages, given.out.with_suffix(".png"))
-    found = {"closed": [asdict(one) for one in closed], "stages": [as_json(s) for s in stages]}
+    found = {
+        "closed": [asdict(one) for one in closed],
+        "stages": [as_json(one) for one in stages],
+        "refuser_ms": floor_ms,
+    }
     return finish(given, criteria(stages, given.deadline), found)
 
 

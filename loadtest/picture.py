@@ -13,7 +13,7 @@ from loadtest.trend import Trend, floors
 
 if TYPE_CHECKING:
     from loadtest.lanes import Turn
-    from loadtest.overload import Stage
+    from loadtest.stage import Stage
 
 matplotlib.use("Agg")
 

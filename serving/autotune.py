@@ -27,9 +27,11 @@ log = logging.getLogger("tilesight.autotune")
 
 _CACHE_NAME = "autotune.json"
 _CELL_S = 0.06
-_BEHIND, _FAR = 1.15, 1.5
+_BEHIND, _FAR = 1.25, 1.5
 # A larger batch makes each of its tiles wait for the others: it has to be worth it.
-_WORTH = 1.03
+_BATCH_WORTH = 1.05
+# A run on several cores has them wait for one another, and for whoever decodes the next tile.
+_THREADS_WORTH = 1.15
 _SOONER = 1.15
 _BATCHES = (1, 2, 4, 8)
 _UNTUNED_BATCH = 4
@@ -109,12 +111,18 @@ def tuned(
         # Single rows go on: how soon one is answered alone is another question.
         for trial in dict.fromkeys([*trials, *singles]):
             trial.run()
-    chosen = trials[0]
-    for trial in sorted(trials, key=lambda one: one.plan.batch):
-        if trial.rate > chosen.rate * (_WORTH if trial.plan.batch > chosen.plan.batch else 1):
+    chosen, *others = sorted(trials, key=lambda one: (one.plan.threads, one.plan.batch))
+    for trial in others:
+        if trial.rate > chosen.rate * _worth(trial.plan, chosen.plan):
             chosen = trial
     alone = [one for one in singles if one.plan.way == chosen.plan.way]
     return replace(chosen.plan, lone=_soonest(alone, chosen.plan.threads)), chosen.rate
+
+
+def _worth(plan: Plan, other: Plan) -> float:
+    """How many times as fast as the other the plan has to be."""
+    threads = _THREADS_WORTH if plan.threads > other.threads else 1.0
+    return threads * (_BATCH_WORTH if plan.batch > other.batch else 1.0)
 
 
 def _hopeful(trials: list["_Trial"], factor: float) -> list["_Trial"]:

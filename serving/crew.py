@@ -13,12 +13,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
-from serving.errors import OverloadedError, not_a_number
+from serving.errors import OverloadedError
 from serving.jobs import Job, Row, TileJob, Values, deliver
 from serving.metrics import Metrics
-from serving.sessions import Session, Stop
+from serving.run import Run
+from serving.sessions import Session
 from serving.stations import Station
 from tilesight.errors import TilesightError
 
@@ -57,7 +56,7 @@ class Crew:
             first: a crew that goes first: while it is at work, this one hardly begins anything.
         """
         self.lane = lane
-        self._metrics = metrics
+        self.metrics = metrics
         self.nice = nice
         self._max_delay_s = max_delay_s
         self._max_wait_s = max_wait_s
@@ -171,7 +170,7 @@ class Crew:
                     due.run()
             except Exception as error:
                 log.error("a job failed", exc_info=error)
-                self._fail([due] if isinstance(due, Row) else due.rows, error)
+                self.fail([due] if isinstance(due, Row) else due.rows, error)
             # While the thread waits it must not keep a version that is dropped meanwhile.
             due = None
 
@@ -193,7 +192,7 @@ class Crew:
     def _waiting(self) -> bool:
         return bool(self._tiles or any(station.ready for station in self._stations))
 
-    def _next(self) -> "Row | _Run | None":
+    def _next(self) -> Row | Run | None:
         """The next tile to decode or batch to run; under the lock."""
         if self._first and self._waiting():
             now = time.monotonic()
@@ -217,11 +216,12 @@ class Crew:
             return None
 
     def _runnable(self) -> Station | None:
-        """The station whose first row has waited longest, if there is room to run it."""
+        """The station with the row of the oldest request, if there is room to run it."""
         waiting = [station for station in self._stations if station.ready]
         if not waiting:
             return None
-        first = min(waiting, key=lambda station: station.ready[0].job.submitted_s)
+        # By the request, not by the job: what is half done is ended before others are begun.
+        first = min(waiting, key=lambda station: station.ready[0].job.asked_s)
         # A run of many threads is not overtaken for ever by runs of few: the cores wait for it.
         return first if first.free and first.plan.threads <= self._cores else None
 
@@ -257,8 +257,8 @@ class Crew:
             return False
         return True
 
-    def _begin(self, station: Station, rows: list[Row]) -> "_Run":
-        run = self._alone(station, rows) or _Run(
+    def _begin(self, station: Station, rows: list[Row]) -> Run:
+        run = self._alone(station, rows) or Run(
             self, station, station.free.pop(), rows, station.plan.threads
         )
         self._cores -= run.threads
@@ -267,13 +267,13 @@ class Crew:
         self._wake()
         return run
 
-    def _alone(self, station: Station, rows: list[Row]) -> "_Run | None":
+    def _alone(self, station: Station, rows: list[Row]) -> Run | None:
         """A run on all cores, for a row that nothing else runs or waits beside."""
         if station.lone is None or len(rows) > 1 or self._cores < self._all_cores:
             return None
         if self._waiting():
             return None
-        return _Run(self, station, station.lone, rows, self._all_cores)
+        return Run(self, station, station.lone, rows, self._all_cores)
 
     def _wake(self) -> None:
         """Another thread may find something to do as well."""
@@ -289,7 +289,7 @@ class Crew:
         try:
             tile = job.decode(data)
         except TilesightError as error:
-            self._fail([row], _of_image(error, row.index, len(job.results)))
+            self.fail([row], _of_image(error, row.index, len(job.results)))
             return
         row.decoded_s = row.ready_s = time.monotonic()
         row.inputs[job.tile_name] = tile.pixels
@@ -321,7 +321,8 @@ class Crew:
                     finished.append(job)
         self._tell(finished)
 
-    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+    def fail(self, rows: Sequence[Row], error: Exception) -> None:
+        """The jobs of these rows end with the error, each of them once."""
         failed: list[Job] = []
         with self._due:
             for row in rows:
@@ -338,88 +339,6 @@ class Crew:
         except RuntimeError:
             # The loop is closed: nobody waits any more.
             log.debug("answers for a loop that is closed")
-
-
-class _Run:
-    """One batch in one session."""
-
-    __slots__ = ("_crew", "_session", "_station", "rows", "stop", "threads")
-
-    def __init__(
-        self, crew: Crew, station: Station, session: Session, rows: list[Row], threads: int
-    ) -> None:
-        self._crew = crew
-        self._station = station
-        self._session = session
-        self.rows = rows
-        self.threads = threads
-        self.stop = _StopOfAll(len({id(row.job) for row in rows}))
-
-    def run(self) -> None:
-        """Runs the model; where a batch fails, each of its rows for itself."""
-        started_s = time.monotonic()
-        for row in self.rows:
-            row.started_s = started_s
-        try:
-            values = self._values(self.rows)
-        # ONNX Runtime raises its own classes, all of them straight from Exception.
-        except Exception as error:
-            self._apart(error)
-        else:
-            self._crew._metrics.batch(self._station.name, len(self.rows))
-            self._crew.done(self.rows, values, time.monotonic())
-        finally:
-            self._crew.ended(self._station, self._session, self.threads)
-
-    def _apart(self, error: Exception) -> None:
-        """One row that the model cannot run must not take the others along."""
-        if self.stop.asked or len(self.rows) == 1:
-            self._crew._fail(self.rows, error)
-            return
-        for row in self.rows:
-            try:
-                values = self._values([row])
-            except Exception as own:
-                self._crew._fail([row], own)
-            else:
-                self._crew.done([row], values, time.monotonic())
-
-    def _values(self, rows: Sequence[Row]) -> list[Values]:
-        names = rows[0].job.names
-        if any(row.job.names != names for row in rows):
-            names = tuple(dict.fromkeys(name for row in rows for name in row.job.names))
-        found = self._session.run(names, _joined(rows), self.stop)
-        for name, values in zip(names, found, strict=True):
-            # The whole batch fails at first; then it is run row by row, and only one remains.
-            if values.dtype.kind == "f" and np.isnan(values).any():
-                raise not_a_number(self._station.name, name)
-        return [
-            {name: values[index] for name, values in zip(names, found, strict=True)}
-            for index in range(len(rows))
-        ]
-
-
-class _StopOfAll(Stop):
-    """Ends a run when the last of the jobs in it is cancelled."""
-
-    __slots__ = ("_jobs",)
-
-    def __init__(self, jobs: int) -> None:
-        super().__init__()
-        self._jobs = jobs
-
-    def __call__(self) -> None:
-        """One of the jobs is cancelled."""
-        self._jobs -= 1
-        if self._jobs <= 0:
-            super().__call__()
-
-
-def _joined(rows: Sequence[Row]) -> Values:
-    """The inputs of the rows as one batch."""
-    if len(rows) == 1:
-        return {name: values[np.newaxis] for name, values in rows[0].inputs.items()}
-    return {name: np.stack([row.inputs[name] for row in rows]) for name in rows[0].inputs}
 
 
 def _of_image(error: TilesightError, index: int, count: int) -> TilesightError:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class Ask:
     lane: str
     deadline_s: float  # a time of `time.monotonic`
     timing: Timing
+    since_s: float = field(default_factory=time.monotonic)
 
 
 class Decoded(Protocol):
@@ -55,6 +56,7 @@ class Job:
     """
 
     __slots__ = (
+        "asked_s",
         "cancelled",
         "deadline_s",
         "failure",
@@ -82,6 +84,7 @@ class Job:
         self.names = tuple(names)
         self.deadline_s = ask.deadline_s
         self.timing = ask.timing
+        self.asked_s = ask.since_s
         self.submitted_s = time.monotonic()
         self.inputs = inputs
         self.results: list[Values] = [{}] * len(inputs)

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loadtest import lanes, overload
+from loadtest import lanes
 from loadtest.jury import Jury
 from loadtest.mix import Expectation
 from loadtest.outcome import Outcome
+from loadtest.overload_report import criteria, refusals
 from loadtest.scenario import Check
 from loadtest.share import Share
+from loadtest.stage import Stage
 
 SUMMARY = replace(
     Outcome(seconds=10.0).summary(),
@@ -22,7 +24,7 @@ SUMMARY = replace(
     statuses={"200": 980, "503": 2000, "429": 20},
 )
 SHARE = Share(cores=2.0, server=1.8, generator=0.2, others=0.0)
-STAGE = overload.Stage(
+STAGE = Stage(
     factor=3.0,
     summary=SUMMARY,
     share=SHARE,
@@ -37,7 +39,7 @@ def failing(checks: list[Check]) -> list[str]:
 
 
 def test_a_gateway_that_keeps_its_goodput_passes() -> None:
-    assert failing(overload.criteria([STAGE], deadline_s=1.0)) == []
+    assert failing(criteria([STAGE], deadline_s=1.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,8 @@ def test_a_gateway_that_keeps_its_goodput_passes() -> None:
         (replace(STAGE, factor=0.7), "0.7x: goodput"),  # of 300 offered only 98 were answered
     ],
 )
-def test_each_criterion_of_the_overload_can_fail(stage: overload.Stage, what: str) -> None:
-    (failed,) = failing(overload.criteria([stage], deadline_s=1.0))
+def test_each_criterion_of_the_overload_can_fail(stage: Stage, what: str) -> None:
+    (failed,) = failing(criteria([stage], deadline_s=1.0))
     assert failed.startswith(what)
 
 
@@ -64,10 +66,21 @@ def test_the_cores_that_the_load_took_are_taken_into_account() -> None:
     assert stage.ratio(per_core=True) == pytest.approx(49 / 0.9 / (100 / 1.9))
 
 
+def test_what_a_refusal_costs() -> None:
+    """1.8 cores, of which 98 answers a second take 18 ms each: 36 ms for 202 refusals."""
+    stage = replace(STAGE, answer_ms=18.0)
+    assert stage.refused_rps == 202
+    assert stage.refusal_ms == pytest.approx(36 / 202)
+    (row,) = refusals([stage], floor_ms=0.1)
+    assert row["gateway, ms"] == "0.178"
+    assert row["so at most of the peak"] == "0.99"  # 20 ms of 1.8 cores
+    assert refusals([stage], floor_ms=None) == []
+
+
 def test_without_the_process_memory_is_not_judged() -> None:
     (memory,) = [
         one
-        for one in overload.criteria([replace(STAGE, rss_mb=None)], deadline_s=1.0)
+        for one in criteria([replace(STAGE, rss_mb=None)], deadline_s=1.0)
         if "memory" in one.what
     ]
     assert memory.holds is None

@@ -116,7 +116,9 @@ def test_overload(gateway: Gateway, tmp_path: Path) -> None:
     assert found["answers other than 200, 429, 503"]["holds"]
     assert found["429 and 503 without Retry-After"]["holds"]
     assert found["memory: before, most, after"]["holds"] is not None
-    stages = json.loads(out.read_text(encoding="utf-8"))["stages"]
+    written = json.loads(out.read_text(encoding="utf-8"))
+    stages = written["stages"]
+    assert 0 < written["refuser_ms"] < 10
     assert [one["factor"] for one in stages] == [0.5, 4.0]
     assert all(one["raw"] for one in stages if "raw" in one)
     assert out.with_suffix(".png").stat().st_size > 1000

@@ -45,9 +45,12 @@ class Counted:
         return []
 
 
-def way(name: str, seconds: float, real: Way) -> Way:
+def way(name: str, seconds: float, real: Way, gain: float = 1.0) -> Way:
+    """A way whose run takes so long on one core; on several it is `gain` times runs beside it."""
+
     def sessions(threads: int, runs: int) -> list[Session]:
-        return [Counted(seconds)] * runs  # type: ignore[list-item]
+        once = seconds if threads == 1 else seconds / threads / gain
+        return [Counted(once)] * runs  # type: ignore[list-item]
 
     return Way(name, "test", "1", "float32", real.golden, sessions)
 
@@ -65,6 +68,16 @@ def test_the_fastest_way_wins_and_a_larger_batch_has_to_be_worth_it(
     # The real one is no faster for two rows than for one: nothing is won by waiting.
     plan, _ = tuned(bundle, [fast], 1, 1, 0.1)
     assert plan == Plan("fast", 1, 1, 1)
+
+
+@pytest.mark.parametrize(("gain", "threads"), [(0.8, 1), (1.05, 1), (1.6, 2)])
+def test_a_run_on_several_cores_has_to_be_worth_it(
+    shared_repository: Path, gain: float, threads: int
+) -> None:
+    bundle = open_served(settings_for(shared_repository)).labels
+    one = way("one", 0.02, onnxruntime(bundle, cuda=False), gain)
+    plan, _ = tuned(bundle, [one], 2, 1, 0.4)
+    assert (plan.threads, plan.sessions) == (threads, 2 // threads)
 
 
 @pytest.mark.anyio

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 from serving.crew import Crew
 from serving.errors import ModelOutputError, OverloadedError
 from serving.jobs import Ask, Job, TileJob
+from serving.lanes import INTERACTIVE, Lanes
 from serving.metrics import Metrics
 from serving.sessions import Stop
 from serving.stations import Plan, Station
 from serving.timing import Timing
+from tests.serving.gateway import settings_for
+from tilesight.cores import usable_cores
 from tilesight.errors import UndecodableImageError
 
 pytestmark = pytest.mark.anyio
@@ -273,6 +277,41 @@ async def test_runs_of_many_threads_keep_to_the_cores() -> None:
     session.go.set()
     assert (await first, await second, await third) == ([2], [4], [6])
     crew.close()
+
+
+async def test_what_is_half_done_is_ended_before_others_are_begun() -> None:
+    """A request's second job goes before the first one of a request that came later."""
+    session = Doubling(held=True)
+    crew, encoder = crew_of(session, Plan("way", 1, 1, 1), threads=1)
+    head = Station("head", Plan("way", 1, 1, 1), [session])
+    crew.open(head)
+    early = Ask("test", time.monotonic() + 60, Timing())
+    running = asyncio.create_task(found(crew, job(encoder, 1)))
+    await until(session.begun.is_set)
+    later = asyncio.create_task(found(crew, job(encoder, 2)))
+    await until(lambda: len(encoder.ready) == 1)
+    second = Job(head, ["y"], [{"x": np.array(3)}], early)
+    half_done = asyncio.create_task(found(crew, second))
+    await until(lambda: len(head.ready) == 1)
+    session.go.set()
+    assert (await running, await later, await half_done) == ([2], [4], [6])
+    assert session.batches == [[1], [3], [2]]
+    crew.close()
+
+
+async def test_as_many_runs_as_were_set_by_hand(shared_repository: Path) -> None:
+    """Also where that is more than cores: runs that wait for a GPU need none."""
+    count = usable_cores() + 3
+    lanes = Lanes(settings_for(shared_repository, sessions=count, threads=1), Metrics())
+    session = Doubling(held=True)
+    station = Station("model", Plan("way", count, 1, 1), [session] * count)
+    crew = lanes[INTERACTIVE].crew
+    crew.open(station)
+    rows = asyncio.create_task(found(crew, job(station, *range(20, 20 + count))))
+    await until(lambda: len(session.batches) == count)
+    session.go.set()
+    assert await rows == [2 * value for value in range(20, 20 + count)]
+    lanes.close()
 
 
 async def test_a_row_that_is_alone_gets_all_cores_and_others_wait_for_them() -> None:

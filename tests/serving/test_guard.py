@@ -1,74 +1,29 @@
-"""Who may ask: keys and their scopes, shares of clients, pages of other origins."""
+"""Who may ask: keys and their scopes, before anything of a body is read."""
 
 import json
 import logging
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from http.client import HTTPResponse
 from pathlib import Path
 
 import anyio
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 from typer.testing import CliRunner
 
 from serving import keys, logs
 from serving.guard import NEEDED, OPEN, Guard
 from serving.keyring import Keyring
-from serving.keys import Key
-from serving.origins import origins
 from tests.serving import api_keys
 from tests.serving.api_keys import bearing
 from tests.serving.command import Serving, send, serving
-from tests.serving.gateway import served, settings_for, started, tile, wait_for
+from tests.serving.door import KEYS, MADE, PNG, TOKEN, ask
+from tests.serving.gateway import served, settings_for, tile, wait_for
 from tilesight.cli import build
 
 MIB = 1 << 20
-PNG = {"Content-Type": "image/png"}
-PAGE = "https://map.example"
-TILES, BACKFILL, OPERATIONS = keys.Scope
-PAST, FUTURE = datetime(2026, 2, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)
-
-MADE = {
-    "people": api_keys.made("people", TILES, expires=FUTURE),
-    "jobs": api_keys.made("jobs", TILES, BACKFILL),
-    "only-backfill": api_keys.made("only-backfill", BACKFILL),
-    "prometheus": api_keys.made("prometheus", OPERATIONS),
-    "revoked": api_keys.made("revoked", revoked=True),
-    "expired": api_keys.made("expired", expires=PAST),
-}
-TOKEN = {name: token for name, (token, _) in MADE.items()}
-KEYS: list[Key] = [key for _, key in MADE.values()]
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return api_keys.write(tmp_path_factory.mktemp("keys") / "keys.json", *KEYS)
-
-
-@pytest.fixture(scope="module")
-def guarded(shared_repository: Path, file: Path) -> Iterator[TestClient]:
-    """A gateway that asks for keys, and lets the pages of one origin ask."""
-    settings = settings_for(shared_repository, api_keys_file=file, cors_origins=PAGE)
-    with started(settings) as client:
-        yield client
-
-
-def ask(client: TestClient, path: str, name: str | None, **headers: str) -> tuple[int, str]:
-    """Status and the end of the problem's type, or nothing, for a key of this name."""
-    given = headers | (bearing(TOKEN[name]) if name else {})
-    if path in ("/labels", "/caption", "/vqa"):
-        answer = client.post(path, content=tile("blue"), headers=PNG | given)
-    else:
-        answer = client.get(path, headers=given)
-    problem = answer.headers["Content-Type"] == "application/problem+json"
-    return answer.status_code, answer.json()["type"].split("/")[-1] if problem else ""
-
-
-# --- Keys
 
 
 @pytest.mark.parametrize("path", ["/labels", "/caption", "/models", "/metrics", "/absent"])
@@ -231,7 +186,7 @@ def test_the_log_knows_the_key_and_never_the_token(
 # --- Before the body
 
 
-def test_nothing_is_read_and_nobody_is_asked_before_a_refusal(file: Path) -> None:
+def test_nothing_is_read_and_nobody_is_asked_before_a_refusal(keys_file: Path) -> None:
     happened: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -251,15 +206,15 @@ def test_nothing_is_read_and_nobody_is_asked_before_a_refusal(file: Path) -> Non
         "headers": [(b"content-length", b"1")],
         "state": {"request_id": "x"},
     }
-    anyio.run(Guard(app, Keyring(file, None)), scope, receive, sent)
+    anyio.run(Guard(app, Keyring(keys_file, None)), scope, receive, sent)
     assert happened[:2] == ["http.response.start 401", "http.response.body"]
     assert "app" not in happened
 
 
 @pytest.fixture(scope="module")
-def address(shared_repository: Path, file: Path) -> Iterator[tuple[str, int]]:
+def address(shared_repository: Path, keys_file: Path) -> Iterator[tuple[str, int]]:
     """The same behind a real socket; a body may take longer than this test waits."""
-    settings = settings_for(shared_repository, api_keys_file=file, body_timeout_s=600)
+    settings = settings_for(shared_repository, api_keys_file=keys_file, body_timeout_s=600)
     with served(settings) as found:
         yield found
 
@@ -404,168 +359,3 @@ def test_a_running_gateway_follows_its_keys(process: tuple[Serving, Path, str]) 
     # Not even the list of the environment, which the settings hold.
     assert keys.digest(given.encode()) not in text
     assert '"key": "later"' in text
-
-
-# --- Shares
-
-
-def test_who_asks_too_often_is_told_when_to_come_back(shared_repository: Path, file: Path) -> None:
-    shares = {"client_rate": 0.001, "client_burst": 2}
-    settings = settings_for(shared_repository, api_keys_file=file, **shares)
-    with started(settings) as client:
-        for _ in range(2):
-            assert ask(client, "/labels", "people")[0] == 200
-        headers = PNG | bearing(TOKEN["people"])
-        answer = client.post("/caption", content=tile("blue"), headers=headers)
-        assert (answer.status_code, answer.json()["type"]) == (429, "/problems/too-many-requests")
-        assert (answer.json()["limit"], answer.json()["burst"]) == (0.001, 2)
-        assert 900 < int(answer.headers["Retry-After"]) <= 1000
-        assert "0.001 requests with tiles a second, 2 at once" in answer.json()["detail"]
-        # Counted by key, and tiles alone; who is refused takes nothing from anybody.
-        assert ask(client, "/labels", "jobs") == (200, "")
-        assert ask(client, "/labels", "revoked") == (401, "unauthorized")
-        for _ in range(3):
-            assert ask(client, "/metrics", "prometheus")[0] == 200
-        page = client.get("/metrics", headers=bearing(TOKEN["prometheus"])).text
-        assert 'tilesight_rejections_total{type="too-many-requests"} 1.0' in page
-        post = client.get("/openapi.json").json()["paths"]["/labels"]["post"]
-        assert {"401", "403", "429"} <= post["responses"].keys()
-
-
-def test_without_keys_the_address_has_the_share(shared_repository: Path) -> None:
-    with started(settings_for(shared_repository, client_rate=0.001)) as client:
-        assert ask(client, "/labels", None)[0] == 200
-        # Another name does not make another client.
-        assert ask(client, "/labels", "people") == (429, "too-many-requests")
-        assert ask(client, "/labels", None, **{"X-Forwarded-For": "192.0.2.9"})[0] == 429
-        assert ask(client, "/models", None)[0] == 200
-
-
-@pytest.mark.parametrize(
-    ("trusted", "chains", "statuses"),
-    [
-        # Whoever asks may write what he likes: he is who he is on the wire.
-        ({}, ["192.0.2.1", "192.0.2.2"], [200, 429]),
-        # What stands before the proxy's own word was written by the client.
-        (
-            {"TILESIGHT_TRUSTED_PROXIES": "127.0.0.0/8, 10.0.0.1"},
-            ["192.0.2.1", "192.0.2.2", "192.0.2.3, 192.0.2.1", "192.0.2.2, 10.0.0.1", "192.0.2.4"],
-            [200, 200, 429, 429, 200],
-        ),
-    ],
-)
-def test_an_address_is_believed_of_a_trusted_proxy_alone(
-    shared_repository: Path,
-    tmp_path: Path,
-    trusted: dict[str, str],
-    chains: list[str],
-    statuses: list[int],
-) -> None:
-    variables = {"TILESIGHT_CLIENT_RATE": "0.001"} | trusted
-    with serving(shared_repository, tmp_path, **variables) as one:
-        found = [
-            send(one.address, "POST", "/labels", tile("blue"), X_Forwarded_For=chain)[0]
-            for chain in chains
-        ]
-    assert found == statuses
-
-
-# --- Pages of other origins
-
-
-def preflight(client: TestClient, origin: str, path: str = "/labels") -> dict[str, str]:
-    """The CORS headers of the answer that a browser gets before it asks."""
-    wanted = {
-        "Origin": origin,
-        "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization, content-type, tilesight-lane",
-    }
-    return cors(dict(client.options(path, headers=wanted).headers))
-
-
-def cors(headers: dict[str, str]) -> dict[str, str]:
-    return {name: one for name, one in headers.items() if name.startswith("access-control-")}
-
-
-def test_a_preflight_needs_no_key(guarded: TestClient) -> None:
-    told = preflight(guarded, PAGE)
-    assert told["access-control-allow-origin"] == PAGE
-    assert "POST" in told["access-control-allow-methods"]
-    allowed = told["access-control-allow-headers"].lower()
-    for name in ("authorization", "content-type", "tilesight-lane", "tilesight-deadline"):
-        assert name in allowed
-    # With it a page could use what a browser keeps; nothing here looks at cookies.
-    assert "access-control-allow-credentials" not in told
-
-
-@pytest.mark.parametrize(
-    "origin", ["https://other.example", "http://map.example", f"{PAGE}.evil.example", "null"]
-)
-def test_no_other_origin_may_ask(guarded: TestClient, origin: str) -> None:
-    assert "access-control-allow-origin" not in preflight(guarded, origin)
-    answer = guarded.get("/healthz", headers={"Origin": origin})
-    assert "access-control-allow-origin" not in answer.headers
-
-
-@pytest.mark.parametrize("name", ["prometheus", "people", None])
-def test_a_page_may_read_answers_and_refusals(guarded: TestClient, name: str | None) -> None:
-    given = bearing(TOKEN[name]) if name else {}
-    answer = guarded.get("/models", headers={"Origin": PAGE} | given)
-    assert answer.status_code == {"prometheus": 200, "people": 403, None: 401}[name]
-    assert answer.headers["Access-Control-Allow-Origin"] == PAGE
-    assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
-    # A cache must not give this answer to another origin.
-    assert "Origin" in answer.headers["Vary"]
-
-
-def test_by_default_no_other_origin_may_ask(client: TestClient) -> None:
-    assert preflight(client, PAGE) == {}
-    assert cors(dict(client.get("/healthz", headers={"Origin": PAGE}).headers)) == {}
-
-
-def test_any_origin_may_ask_when_the_operator_says_so(shared_repository: Path) -> None:
-    with started(settings_for(shared_repository, cors_origins="*")) as client:
-        assert preflight(client, "https://other.example")["access-control-allow-origin"] == "*"
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("", ()),
-        ("*", ("*",)),
-        (" https://a.example , http://b.example:8080,", ("https://a.example", "http://b.example:8080")),
-        ("http://[2001:db8::1]:90", ("http://[2001:db8::1]:90",)),
-        ("http://localhost:3000", ("http://localhost:3000",)),
-    ],
-)  # fmt: skip
-def test_origins(text: str, found: tuple[str, ...]) -> None:
-    assert origins(text) == found
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "https://a.example/",
-        "https://a.example/path",
-        "https://A.example",
-        "HTTPS://a.example",
-        "https://a.example:443",
-        "https://a.example:99999",
-        "https://user@a.example",
-        "https://bücher.example",
-        "https://*.example",
-        "https://a example",
-        "http://[0:0::1]",
-        "http://[::1",
-        "a.example",
-        "null",
-        "ftp://a.example",
-        "https://",
-        "*, https://a.example",
-    ],
-)
-def test_what_no_browser_sends_as_an_origin_is_refused(shared_repository: Path, wrong: str) -> None:
-    with pytest.raises(ValueError):
-        origins(wrong)
-    with pytest.raises(ValidationError, match="cors_origins"):
-        settings_for(shared_repository, cors_origins=wrong)
