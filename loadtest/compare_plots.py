@@ -21,6 +21,7 @@ _COLOURS = {
     "fastapi_onnxruntime": "#0072B2",
     "litserve": "#009E73",
     "bentoml": "#CC79A7",
+    "gateway_processes": "#882255",
     "gateway_triton": "#E69F00",
     "gateway_openvino": "#56B4E9",
 }

@@ -17,10 +17,12 @@ TITLES = {
     "fastapi_onnxruntime": "FastAPI + ONNX Runtime",
     "litserve": "LitServe",
     "bentoml": "BentoML",
+    "gateway_processes": "this gateway, a process a core",
     "gateway_triton": "this gateway over Triton",
     "gateway_openvino": "this gateway with OpenVINO",
 }
 GATEWAY = "gateway"
+_PROCESSES = "gateway_processes"
 _BUSY = 0.8  # of the capacity: where a server should still be at ease
 
 
@@ -132,6 +134,9 @@ def _wanted(figures: Figures, about: Mapping[str, Any], settings: Mapping[str, A
         row(what, figures.added_p50(GATEWAY, count), 1.5 if alike else None, "<=")
     for subject, limit in _limits(about["precision"]).items():
         row(f"times {TITLES[subject]}", figures.times(GATEWAY, subject), limit, ">=")
+    row("a process a core: served / bare loop", figures.efficiency(_PROCESSES), 0.95, ">=")
+    with_processes = figures.times(_PROCESSES, "fastapi_onnxruntime")
+    row("a process a core: times FastAPI + ONNX Runtime", with_processes, 1.05, ">=")
     with_openvino = figures.times("gateway_openvino", "fastapi_torch")
     row("with OpenVINO: times FastAPI + torch eager", with_openvino, 8.0, ">=")
     for kind in ("closed", "open"):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tilesight.cores import usable_cores
+
 Setting = Mapping[str, Any]
 
 
@@ -19,6 +21,7 @@ class Kind:
     own_python: bool = False  # a peer that runs in this environment
     exact: bool = False  # answers what the float32 graph does, whatever the others are given
     runtime: str = "embedded"  # of a gateway
+    workers: int = 1  # of a gateway
     tolerance: float = 1e-3  # of a score
     optional: bool = False  # only where it is asked for
 
@@ -76,6 +79,12 @@ KINDS = (
             ]
         ],
         script="bentoml_onnxruntime.py",
+    ),
+    Kind(
+        "gateway_processes",
+        "this gateway, a process a core",
+        workers=usable_cores(),
+        optional=True,
     ),
     Kind("gateway_triton", "this gateway over Triton", runtime="triton"),
     # bfloat16 or int8, whatever passed the gates of the export: as far off as int8 may be.

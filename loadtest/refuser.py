@@ -7,6 +7,7 @@ limits, no app. It is ready at once, at the port of `TILESIGHT_PORT`.
 import asyncio
 import os
 import signal
+from typing import cast
 
 import httptools
 import uvloop
@@ -22,8 +23,7 @@ class Refuser(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to read."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
         self._parser = httptools.HttpRequestParser(self)
 
     def data_received(self, data: bytes) -> None:

@@ -28,18 +28,21 @@ log = logging.getLogger("tilesight.autotune")
 _CACHE_NAME = "autotune.json"
 _CELL_S = 0.06
 _BEHIND, _FAR = 1.25, 1.5
-# A larger batch makes each of its tiles wait for the others: it has to be worth it.
+# A larger batch makes each of its tiles wait for the others: it has to be worth it. But one that
+# is as fast is worth it up to a size: its tiles change hands together, which is not seen here.
 _BATCH_WORTH = 1.05
+_AS_FAST, _TOGETHER = 0.97, 4
 # A run on several cores has them wait for one another, and for whoever decodes the next tile.
 _THREADS_WORTH = 1.15
 _SOONER = 1.15
 _BATCHES = (1, 2, 4, 8)
-_UNTUNED_BATCH = 4
+# Of the rules above: a plan that was found by others is not used.
+_RULES = 2
 
 
 def untuned(way: str, cores: int, max_batch: int) -> Plan:
     """A plan without a measurement: on CPUs, single threads side by side lose least."""
-    return Plan(way, sessions=cores, threads=1, batch=min(_UNTUNED_BATCH, max_batch))
+    return Plan(way, sessions=cores, threads=1, batch=min(_TOGETHER, max_batch))
 
 
 class Cache:
@@ -84,9 +87,10 @@ class Cache:
 
 
 def cache_key(bundle: Bundle[Any], ways: Iterable[Way], cores: int, max_batch: int) -> str:
-    """What a plan depends on: graph, libraries, the processor and how much of it is ours."""
+    """What a plan depends on: rules, graph, libraries, processor, and how much of it is ours."""
     known = [f"{way.name} {way.version}" for way in ways]
-    return "|".join([bundle.manifest.digest, *known, _cpu(), str(cores), str(max_batch)])
+    parts = [f"rules {_RULES}", bundle.manifest.digest, *known, _cpu(), str(cores), str(max_batch)]
+    return "|".join(parts)
 
 
 def tuned(
@@ -122,7 +126,9 @@ def tuned(
 def _worth(plan: Plan, other: Plan) -> float:
     """How many times as fast as the other the plan has to be."""
     threads = _THREADS_WORTH if plan.threads > other.threads else 1.0
-    return threads * (_BATCH_WORTH if plan.batch > other.batch else 1.0)
+    if plan.batch <= other.batch:
+        return threads
+    return threads * (_AS_FAST if plan.batch <= _TOGETHER else _BATCH_WORTH)
 
 
 def _hopeful(trials: list["_Trial"], factor: float) -> list["_Trial"]:
@@ -139,7 +145,7 @@ def _grown(bundle: Bundle[Any], single: "_Trial", cores: int, max_batch: int) ->
         for batch in (size for size in _BATCHES if 1 < size <= max_batch):
             larger = _Trial(bundle, single.way, threads, cores, batch, last.sessions)
             yield larger
-            if larger.rate < last.rate:
+            if larger.rate < _AS_FAST * last.rate:
                 break
             last = larger
 

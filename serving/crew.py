@@ -228,7 +228,7 @@ class Crew:
     def _complete(self, station: Station) -> bool:
         """Whether the batch is full, or nothing that could join it is worth waiting for."""
         return (
-            len(station.ready) >= station.plan.batch
+            len(station.ready) >= station.share
             or not station.undecoded
             or time.monotonic() - station.ready[0].ready_s >= self._max_delay_s
         )
@@ -236,7 +236,8 @@ class Crew:
     def _take(self, station: Station) -> list[Row]:
         """The next batch, without the rows that nobody waits for."""
         rows: list[Row] = []
-        while station.ready and len(rows) < station.plan.batch:
+        size = station.share
+        while station.ready and len(rows) < size:
             row = station.ready.popleft()
             if self._wanted(row):
                 rows.append(row)

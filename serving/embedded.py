@@ -162,7 +162,7 @@ class EmbeddedRuntime:
             sessions = settings.sessions or max(1, cores // threads)
             return Plan(untuned.way, sessions, threads, untuned.batch)
         if self._cuda:
-            return Plan(untuned.way, _CUDA_SESSIONS, 1, settings.max_batch)
+            return Plan(untuned.way, _CUDA_SESSIONS, 1, settings.max_batch, apart=False)
         if not settings.autotune_s:
             return untuned
         key = autotune.cache_key(bundle, possible.values(), cores, settings.max_batch)

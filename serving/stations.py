@@ -1,5 +1,6 @@
 """A version of a model in one crew: the rows that wait for it and the sessions that run it."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,16 @@ class Plan:
     threads: int
     batch: int
     lone: int = 1  # threads of a run that has the machine for itself, where that is faster
+    apart: bool = True  # whether each session has cores of its own; else they share one device
+
+    def share(self, waiting: int) -> int:
+        """The rows of the next batch if so many wait.
+
+        Sessions that have cores each take a part of what is left, so that all end together (guided
+        self-scheduling); on one device the largest batch is the fastest.
+        """
+        parts = self.sessions if self.apart else 1
+        return min(self.batch, math.ceil(waiting / parts))
 
     def __str__(self) -> str:
         """As it stands in the log."""
@@ -46,3 +57,8 @@ class Station:
         self.lone = lone
         self.ready: deque[Row] = deque()
         self.undecoded = 0  # tiles that wait to be decoded for it
+
+    @property
+    def share(self) -> int:
+        """The rows of the next batch, of those that are ready and those still to be decoded."""
+        return self.plan.share(len(self.ready) + self.undecoded)

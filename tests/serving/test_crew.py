@@ -111,6 +111,23 @@ async def test_jobs_of_several_requests_run_as_one_batch_and_come_back_apart() -
     crew.close()
 
 
+@pytest.mark.parametrize(("apart", "sizes"), [(True, [3, 1, 1]), (False, [5])])
+async def test_what_waits_is_shared_out_among_the_sessions(apart: bool, sizes: list[int]) -> None:
+    session = Doubling(held=True)
+    crew, station = crew_of(session, Plan("way", 2, 1, 8, apart=apart))
+    crew._cores = 0  # nothing can begin until all of it waits
+    rows = asyncio.create_task(found(crew, job(station, 1, 2, 3, 4, 5)))
+    await until(lambda: len(station.ready) == 5)
+    with crew._due:
+        crew._cores = 2
+        crew._due.notify()
+    await until(lambda: len(session.batches) == min(2, len(sizes)))
+    session.go.set()
+    assert await rows == [2, 4, 6, 8, 10]
+    assert [len(batch) for batch in session.batches] == sizes
+    crew.close()
+
+
 async def test_no_batch_is_larger_than_planned_and_a_job_may_span_several() -> None:
     session = Doubling()
     crew, station = crew_of(session, Plan("way", 1, 1, 3))
@@ -324,18 +341,21 @@ async def test_a_row_that_is_alone_gets_all_cores_and_others_wait_for_them() -> 
     both = asyncio.create_task(found(crew, job(station, 2, 3)))
     await asyncio.sleep(0.05)
     assert shared.batches == []
+    shared.go.clear()
     lone.go.set()
+    # A core each, and both at once: neither was alone.
+    await until(lambda: sorted(shared.batches) == [[2], [3]])
+    shared.go.set()
     assert (await first, await both) == ([2], [4, 6])
-    assert (lone.batches, shared.batches) == ([[1]], [[2, 3]])
     shared.begun.clear()
     shared.go.clear()
-    several = asyncio.create_task(found(crew, job(station, 4, 5)))
-    await until(shared.begun.is_set)
+    one = asyncio.create_task(found(crew, job(station, 4, 5)))
+    await until(lambda: len(shared.batches) == 4)
     beside = asyncio.create_task(found(crew, job(station, 6)))
-    await until(lambda: len(shared.batches) == 3)
+    await until(lambda: len(station.ready) == 1)
     shared.go.set()
-    assert (await several, await beside) == ([8, 10], [12])
-    assert lone.batches == [[1]], "another run held a core"
+    assert (await one, await beside) == ([8, 10], [12])
+    assert lone.batches in ([[1]], [[1], [6]]), "another run held a core"
     # A run is answered before it gives its cores back.
     await until(lambda: crew._cores == 2)
     assert await found(crew, job(station, 7.5)) == [15]
