@@ -14,8 +14,16 @@ class Follower:
     """A gateway, and the repository that it follows."""
 
     def __init__(self, url: str, repository: Path, model: str) -> None:
-        """Nothing is asked yet."""
+        """Nothing is asked yet; the versions that take turns are the model's two highest.
+
+        Raises:
+            ValueError: it has fewer.
+        """
         self._url, self._repository, self._model = url, Repository(repository), model
+        versions = self._repository.versions(model)
+        if len(versions) < 2:
+            raise ValueError(f"{repository}: {model} has no two versions that could take turns")
+        self.first, self.second = versions[-2:]
 
     def serve(self, version: int) -> float:
         """Promotes the version, or rolls back to it; seconds until the gateway serves it.

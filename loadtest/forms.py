@@ -24,7 +24,8 @@ def served_as(repository: Path, model: str, precision: Precision, into: Path) ->
     copy = into / "model_repository"
     if copy.is_dir():
         shutil.rmtree(copy)
-    two_versions(repository, copy, model).promote({model: 2})
+    made = two_versions(repository, copy, model)
+    made.promote({model: max(made.versions(model))})
     return copy
 
 

@@ -78,21 +78,26 @@ def tagged(url: str, tiles: Sequence[bytes], known: Sequence[Reference]) -> list
 def references(
     url: str, follower: Follower, tiles: Sequence[bytes], difference: float = 10 * TOLERANCE
 ) -> list[Reference]:
-    """What the versions 1 and 2 answer of each tile, where some score differs by so much.
+    """What both versions answer of each tile, where some score differs by so much.
 
     Raises:
         ValueError: they answer alike on all tiles.
     """
     found: list[Reference] = [{} for _ in tiles]
-    for version in (2, 1):
+    first, second = follower.first, follower.second
+    for version in (second, first):
         follower.serve(version)
         for known, tile in zip(found, tiles, strict=True):
             known[version] = _scores(url, tile)
     for known in found:
-        if all(abs(known[1][name] - score) < difference for name, score in known[2].items()):
+        if all(
+            abs(known[first][name] - score) < difference for name, score in known[second].items()
+        ):
             known.clear()
     if not any(found):
-        raise ValueError(f"versions 1 and 2 differ by less than {difference:g} on every tile")
+        raise ValueError(
+            f"versions {first} and {second} differ by less than {difference:g} on every tile"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""A second version of a committed model: the same network as its other graph, float32 for int8."""
+"""A further version of a committed model: the same network as its other graph, float32 for int8."""
 
 import json
 import shutil
@@ -15,27 +15,31 @@ _FLOAT32 = "model.fp32.onnx"
 
 
 def two_versions(source: Path, target: Path, model: str = "signa") -> Repository:
-    """A copy of the repository in which the model has a version 2; version 1 is promoted.
+    """A copy of the repository in which the model has one version more, its highest.
+
+    Served is what was served before.
 
     Raises:
-        ValueError: the model's version 1 has no second graph.
+        ValueError: the served version has no second graph.
     """
     shutil.copytree(source, target)
     repository = Repository(target)
-    first, second = repository.folder(model, 1), repository.folder(model, 2)
+    served, number = repository.current(model), max(repository.versions(model)) + 1
+    first = repository.folder(model, served)
+    second = repository.folder(model, number)
     if not (first / _FLOAT32).is_file():
-        raise ValueError(f"{first}: no {_FLOAT32} to make a version 2 of")
+        raise ValueError(f"{first}: no {_FLOAT32} to make another version of")
     second.mkdir()
     shutil.copyfile(first / _FLOAT32, second / MODEL_NAME)
-    manifest = _manifest(first, second)
+    manifest = _manifest(first, second, number)
     write_text(second / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
-    repository.promote({model: 1})
+    repository.promote({model: served})
     return repository
 
 
-def _manifest(first: Path, second: Path) -> Manifest:
+def _manifest(first: Path, second: Path, number: int) -> Manifest:
     document = json.loads((first / MANIFEST_NAME).read_text(encoding="utf-8"))
-    document |= {"version": 2, "files": {MODEL_NAME: sha256(second / MODEL_NAME)}}
+    document |= {"version": number, "files": {MODEL_NAME: sha256(second / MODEL_NAME)}}
     document["graph"]["precision"] = "float32"
     manifest = parse(json.dumps(document), str(second))
     session = ort.InferenceSession(second / MODEL_NAME, providers=["CPUExecutionProvider"])

@@ -13,6 +13,7 @@ import uvloop
 
 from loadtest import lanes, overload, reload, soak
 from loadtest.client import Load, Plan
+from loadtest.follower import Follower
 from loadtest.gateway import MODELS, Gateway, GatewayError, ready, serving
 from loadtest.memory import MIB, Watch, sample
 from loadtest.mix import Expectation, mixed, wrong
@@ -22,6 +23,7 @@ from loadtest.two_versions import two_versions
 from tests.conftest import ROOT
 from tests.serving.bundles import write_repository
 from tests.serving.gateway import wait_for
+from tilesight.repository import Repository
 
 # Small enough for a test: what is found is not judged here, only that it is found.
 SHORT = ["--tiles-limit", "8"]
@@ -150,6 +152,11 @@ def test_reload(gateway: Gateway, repository: Path, tmp_path: Path) -> None:
         assert found[what]["holds"], found[what]
 
 
+def test_reload_needs_two_versions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="signa has no two versions"):
+        Follower("http://127.0.0.1:1", write_repository(tmp_path), "signa")
+
+
 def test_reload_of_a_gateway_needs_its_repository(gateway: Gateway) -> None:
     with pytest.raises(ValueError, match="--url needs --repository"):
         reload.main(["--url", gateway.url])
@@ -157,9 +164,15 @@ def test_reload_of_a_gateway_needs_its_repository(gateway: Gateway) -> None:
 
 def test_a_second_version_of_the_committed_model(tmp_path: Path) -> None:
     made = two_versions(MODELS, tmp_path / "models")
-    assert made.verified("signa", 2).graph.precision == "float32"
-    assert made.current("signa") == 1
+    served = made.current("signa")
+    added = max(made.versions("signa"))
+    assert served == Repository(MODELS).current("signa")
+    assert made.verified("signa", added).graph.precision == "float32"
     assert made.stale_configs() == {}
+    # The same again, of a repository whose served version is not its only one.
+    again = two_versions(made.root, tmp_path / "again")
+    assert again.versions("signa")[-2:] == [added, added + 1]
+    assert again.current("signa") == served
 
 
 def test_the_soak_calls_the_leaking_control_a_leak(
