@@ -15,13 +15,13 @@ class SignaGraph(nn.Module):
 
     def __init__(self, network: Signa) -> None:
         super().__init__()
-        network.attention.fold()
+        network.fold()
         self.network = network
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, 3) uint8 -> scores (B, C), evidence (B, C, h, w)."""
         features = self.network.features(tiles)
-        logits = self.network.classifier(features.mean(dim=(2, 3)))
+        logits = self.network.classifier(self.network.pooled(features))
         return logits.sigmoid(), self.network.evidence(features)
 
 

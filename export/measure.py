@@ -40,7 +40,7 @@ def measure(
     size = eye.manifest.input.height
     match manifest.head:
         case LabelsHead() as head:
-            return _labels(head, form, data, size)
+            return _labels(head, form, data, size, manifest.metrics.dataset)
         case CaptionHead() as head:
             return _captions(head, form, data, size)
         case EncodingHead():
@@ -53,8 +53,10 @@ def measure(
             return _answers(head, form, part, memory)
 
 
-def _labels(head: LabelsHead, form: Runner, data: Path, size: int) -> dict[str, float]:
-    part = signa.read_part(data, "test", size)
+def _labels(
+    head: LabelsHead, form: Runner, data: Path, size: int, dataset: str
+) -> dict[str, float]:
+    part = signa.read_part(data, "test", size, dataset)
     scores = form.run_in_batches(EVALUATION_BATCH, tiles=part.tiles)["scores"]
     return metrics.label_metrics(part.truth, scores, np.array(head.thresholds))
 

@@ -32,9 +32,10 @@ class SignaPart(Part):
         """The graph of a run; reads its weights and all tiles of the split."""
         card, network = signa.load(run, config)
         self._tiles = {
-            which: signa.read_part(data, which, config.image_size) for which in ("val", "test")
+            which: signa.read_part(data, which, config.image_size, config.dataset)
+            for which in ("val", "test")
         }
-        self._data, self._size = data, config.image_size
+        self._data, self._config = data, config
         self.source = Source(
             SignaGraph(network.cpu()),
             (torch.from_numpy(self._tiles["test"].tiles[:2]),),
@@ -46,7 +47,8 @@ class SignaPart(Part):
 
     @cached_property
     def _training_tiles(self) -> NDArray[Any]:
-        return signa.read_part(self._data, "train", self._size).tiles
+        config = self._config
+        return signa.read_part(self._data, "train", config.image_size, config.dataset).tiles
 
     def outputs(self, form: Runner, which: Which) -> Outputs:
         """Scores and evidence of each tile."""

@@ -25,7 +25,7 @@ class Room(NamedTuple):
 ROOMS = (
     Room("serving.cli", ("serve", "describe"), "serve"),
     Room("serving.keys_cli", ("keys",), "serve"),
-    Room("training.cli", ("train", "evaluate"), "train"),
+    Room("training.cli", ("train", "evaluate", "study"), "train"),
     Room("export.cli", ("export", "certify", "verify"), "export"),
     Room("export.preflight_cli", ("preflight",), "export"),
     Room("tilesight.models_cli", ("models",), "serve"),

@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,7 +27,11 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     weights: Annotated[
         str | None,
-        typer.Option(help="MobileNetV2 weights: a safetensors file, or torchvision's name."),
+        typer.Option(help="Backbone weights: a safetensors file, or torchvision's name."),
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="Label vectors in GloVe's format, for label_vectors: file (signa)."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Configuration; the model's committed one if absent.")
@@ -58,6 +62,7 @@ def train(
         data,
         weights,
         out,
+        vectors=vectors,
         resume=resume,
         progress=console.is_terminal,
         say=console.print,
@@ -74,20 +79,50 @@ def evaluate(
         str | None, typer.Option(help="Base weights, for the nearest-neighbour floor of captions.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a report with pictures, of the test part (signa)."),
+    ] = None,
 ) -> None:
     """Measure a run's checkpoint on a part of its split, its floors beside it."""
     from training.evaluate import evaluate as measure
-    from training.run import SPLITS, read_run
+    from training.evaluate import reported
+    from training.run import read_run
 
     console = Console()
-    measurement = measure(run, data, split, weights)
+    if report is None:
+        measurement = measure(run, data, split, weights)
+    else:
+        measurement = reported(run, data, split, report)
     if as_json:
         console.print_json(json.dumps(measurement.as_json()))
         return
     config, provenance = read_run(run)
-    name = SPLITS[config.model]
-    digest = provenance["split_sha256"][split]
+    name, digest = provenance["split"], provenance["split_sha256"][split]
     show(console, f"{config.model}, {split} part of {name} ({digest[:12]})", measurement)
+
+
+def study(
+    model: Annotated[Literal["signa"], typer.Argument(help="The model that is studied.")],
+    grid: Annotated[Path, typer.Argument(help="Study file: variants and seeds.")],
+    data: Annotated[Path, typer.Option(help="Data folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; one that exists goes on.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Backbone weights: a safetensors file, or torchvision's name."),
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Label vectors in GloVe's format, for variants with a file.")
+    ] = None,
+) -> None:
+    """Fit variants of a model with several seeds, and compare them in one table."""
+    from training.study import read_study, run_study, written
+
+    console = Console()
+    wanted = read_study(grid, weights)
+    table = run_study(wanted, data, weights, out, vectors=vectors, say=console.print)
+    console.print(written(wanted, table, 0))
+    console.print(f"written: {out / 'study.md'}")
 
 
 def show(console: Console, title: str, measurement: "Measurement") -> None:

@@ -14,6 +14,7 @@ from training.models.signa import SignaConfig
 from training.models.spatialnet_vit import SpatialNetVitConfig
 
 ModelName = Literal["signa", "jtts", "spatialnet-vit"]
+MultiLabelName = Literal["ucm", "ucm_aitlas", "aid", "dfc15", "ucm+aid"]
 MODEL_NAMES: tuple[ModelName, ...] = ("signa", "jtts", "spatialnet-vit")
 
 
@@ -37,23 +38,40 @@ class FitConfig(Strict):
 class Run(Strict):
     """What all runs have."""
 
-    dataset: Literal["ucm"] = "ucm"
     seed: int = Field(default=42, ge=0, lt=2**32, description="what numpy takes")
     image_size: int = Field(default=224, ge=32, multiple_of=32)
     fit: FitConfig
 
 
+class Augmentation(Strict):
+    """How the training tiles of SIGNA are changed; all are flipped and transposed at random.
+
+    The paper flips and draws the brightness from 0.6 to 1.4: `brightness: 0.4`.
+    """
+
+    brightness: float = Field(default=0.2, ge=0, lt=1, description="farthest factor from 1")
+    coarsened: float = Field(
+        default=0.0, ge=0, le=1, description="share of the tiles that lose resolution"
+    )
+    coarsest: float = Field(
+        default=0.25, gt=0, le=1, description="least share of the side that is left of them"
+    )
+
+
 class SignaRun(Run):
-    """A run that trains SIGNA."""
+    """A run that trains SIGNA or one of its rivals."""
 
     model: Literal["signa"]
+    dataset: MultiLabelName = "ucm"
     architecture: SignaConfig = SignaConfig()
+    augmentation: Augmentation = Augmentation()
 
 
 class JttsRun(Run):
     """A run that trains JTTS."""
 
     model: Literal["jtts"]
+    dataset: Literal["ucm"] = "ucm"
     architecture: JttsConfig = JttsConfig()
     sentences_per_tile: int = Field(default=2, ge=1, le=5, description="drawn anew each epoch")
     min_word_count: int = Field(default=6, ge=1, description="rarer words become unknown")
@@ -72,6 +90,7 @@ class SpatialNetVitRun(Run):
     """A run that trains SpatialNet-ViT."""
 
     model: Literal["spatialnet-vit"]
+    dataset: Literal["ucm"] = "ucm"
     architecture: SpatialNetVitConfig = SpatialNetVitConfig()
     questions_per_tile: int = Field(default=6, ge=1, description="drawn anew each epoch")
     min_answer_count: int = Field(default=3, ge=1, description="rarer answers are not offered")

@@ -19,10 +19,7 @@ def evaluate(folder: Path, data: Path, part: str, weights: str | None = None) ->
         DataError: the data folder lacks images or annotations.
         RunError: the run folder is incomplete.
     """
-    if part not in PARTS:
-        raise ConfigError(f"--split {part}: one of {', '.join(PARTS)} is needed")
-    if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder")
+    _check(data, part)
     config, _ = run.read_run(folder)
     match config.model:
         case "signa":
@@ -37,3 +34,29 @@ def evaluate(folder: Path, data: Path, part: str, weights: str | None = None) ->
             from training.tasks import spatialnet_vit
 
             return spatialnet_vit.evaluate(folder, config, data, part)
+
+
+def reported(folder: Path, data: Path, part: str, out: Path) -> Measurement:
+    """The figures of a SIGNA run's test part, once its report is written to `out`.
+
+    Raises:
+        ConfigError: another part, or a run of a model that has no report.
+        DataError: the data folder lacks images or annotations.
+        RunError: the run folder is incomplete.
+    """
+    _check(data, part)
+    config, _ = run.read_run(folder)
+    if part != "test":
+        raise ConfigError(f"--report: of the test part, not of {part}")
+    if config.model != "signa":
+        raise ConfigError(f"--report: {config.model} has none yet, signa has")
+    from training.tasks import signa_report
+
+    return signa_report.write_report(folder, config, data, out)
+
+
+def _check(data: Path, part: str) -> None:
+    if part not in PARTS:
+        raise ConfigError(f"--split {part}: one of {', '.join(PARTS)} is needed")
+    if not data.is_dir():
+        raise DataError(f"--data {data}: no such folder")

@@ -10,13 +10,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from torchvision.models import MobileNet_V2_Weights
 
 from tilesight.errors import ConfigError, DataError, RunError
 from tilesight.files import write_text, written_whole
 from training import run
 from training.config import RunConfig, write_config
 from training.evaluate import evaluate
+from training.models.backbone import weight_names
 from training.plots import draw_curves
 from training.tasks.base import Measurement, Task
 
@@ -25,13 +25,15 @@ LAST = Path(run.CHECKPOINTS) / "last.ckpt"
 BEST = Path(run.CHECKPOINTS) / "best.ckpt"
 
 
-def make_task(config: RunConfig, data: Path, weights: str | None) -> Task:
+def make_task(
+    config: RunConfig, data: Path, weights: str | None, vectors: Path | None = None
+) -> Task:
     """The model's task with its data read and its base weights loaded."""
     match config.model:
         case "signa":
             from training.tasks.signa import SignaTask
 
-            return SignaTask(config, data, weights)
+            return SignaTask(config, data, weights, vectors)
         case "jtts":
             from training.tasks.jtts import JttsTask
 
@@ -57,7 +59,8 @@ def adjusted(
         changes["seed"] = seed
     if epochs is not None:
         changes["fit"] = config.fit.model_copy(update={"epochs": epochs})
-    if weights is not None and weights in MobileNet_V2_Weights.__members__:
+    backbone = config.architecture.backbone if config.model == "signa" else "mobilenet_v2"
+    if weights is not None and weights in weight_names(backbone):
         # torchvision's weights expect the ImageNet statistics.
         architecture = config.architecture.model_copy(update={"normalization": "imagenet"})
         changes["architecture"] = architecture
@@ -86,6 +89,7 @@ def train(
     weights: str | None,
     out: Path,
     *,
+    vectors: Path | None = None,
     resume: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = lambda _line: None,
@@ -99,10 +103,12 @@ def train(
     """
     if not data.is_dir():
         raise DataError(f"--data {data}: no such folder")
-    made_of = run.provenance(config, data, weights)
+    if vectors is not None and config.model != "signa":
+        raise ConfigError(f"--vectors {vectors}: {config.model} has no label vectors")
+    made_of = run.provenance(config, data, weights, vectors)
     _check_folder(config, made_of, out, resume)
     L.seed_everything(config.seed, verbose=False)
-    task = make_task(config, data, weights)
+    task = make_task(config, data, weights, vectors)
     if len(task.training_set()) < config.fit.batch_size:
         raise ConfigError(f"fit.batch_size: {config.fit.batch_size}, more than there are tiles")
     if not resume:

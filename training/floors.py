@@ -35,10 +35,10 @@ _CANDIDATES = 10
 def label_floors(
     train: NDArray[Any],
     test: NDArray[Any],
-    train_scenes: Sequence[str],
-    test_scenes: Sequence[str],
+    train_scenes: Sequence[str] | None,
+    test_scenes: Sequence[str] | None,
 ) -> Floors:
-    """The label metrics of two systems that see no pixel.
+    """The label metrics of two systems that see no pixel; of one, where tiles have no scenes.
 
     - `constant_set`: one set for all tiles, of the C sets that hold the k most frequent train
       labels the one with the best `f1_samples` on train.
@@ -47,15 +47,15 @@ def label_floors(
     """
     thresholds = np.full(train.shape[1], 0.5)
     constant = np.broadcast_to(_best_constant_set(train), test.shape)
+    found = {"constant_set": label_metrics(test, constant, thresholds)}
+    if train_scenes is None or test_scenes is None:
+        return found
     shares = _scene_shares(train, train_scenes)
     unknown = sorted(set(test_scenes) - shares.keys())
     if unknown:
         raise DataError(f"scene floor: no train tile of {', '.join(unknown)}")
     oracle = np.stack([shares[scene] for scene in test_scenes])
-    return {
-        "constant_set": label_metrics(test, constant, thresholds),
-        "oracle_scene": label_metrics(test, oracle, thresholds),
-    }
+    return found | {"oracle_scene": label_metrics(test, oracle, thresholds)}
 
 
 def _best_constant_set(train: NDArray[Any]) -> NDArray[np.float64]:

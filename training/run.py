@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tilesight.errors import DataError, RunError, WeightsError
 from tilesight.files import sha256, write_text, written_whole
 from training.config import RunConfig, read_config
+from training.datasets.multilabel import open_set
 from training.datasets.splits import split_sha256
 
 Card = TypeVar("Card", bound=BaseModel)
@@ -38,14 +39,23 @@ HISTORY = "history.csv"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 
-# Which committed split a model's figures are of.
-SPLITS: dict[str, str] = {"signa": "ucm", "jtts": "ucm_captions", "spatialnet-vit": "ucm"}
-# The annotation files that a model reads.
-ANNOTATIONS: dict[str, list[str]] = {
-    "signa": ["multilabels.tsv"],
-    "jtts": ["captions.json"],
-    "spatialnet-vit": ["multilabels.tsv", "captions.json", "vqa/theme.txt", "vqa/human.txt"],
-}
+_QUESTIONS = ["multilabels.tsv", "captions.json", "vqa/theme.txt", "vqa/human.txt"]
+
+
+def split_of(config: RunConfig) -> str:
+    """The committed split that the run's figures are of."""
+    return "ucm_captions" if config.model == "jtts" else config.dataset
+
+
+def annotations_of(config: RunConfig) -> list[str]:
+    """The annotation files that the run reads, as they lie in the data folder."""
+    match config.model:
+        case "signa":
+            return open_set(config.dataset, Path()).tables
+        case "jtts":
+            return ["captions.json"]
+        case "spatialnet-vit":
+            return _QUESTIONS
 
 
 def commit() -> str:
@@ -67,17 +77,19 @@ def commit() -> str:
     return f"{found}+changes" if changed else found
 
 
-def provenance(config: RunConfig, data: Path, weights: str | None) -> dict[str, Any]:
+def provenance(
+    config: RunConfig, data: Path, weights: str | None, vectors: Path | None = None
+) -> dict[str, Any]:
     """What the run is made of, as hashes and versions.
 
     Raises:
-        DataError: an annotation file is missing.
+        DataError: an annotation file, or the file of the label vectors, is missing.
     """
-    annotations = {name: data / name for name in ANNOTATIONS[config.model]}
-    for path in annotations.values():
+    annotations = {name: data / name for name in annotations_of(config)}
+    for path in (*annotations.values(), *([vectors] if vectors else [])):
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-    split = SPLITS[config.model]
+    split = split_of(config)
     base = sha256(Path(weights)) if weights is not None and Path(weights).is_file() else None
     return {
         "model": config.model,
@@ -88,6 +100,8 @@ def provenance(config: RunConfig, data: Path, weights: str | None) -> dict[str, 
         "data_sha256": {name: sha256(path) for name, path in annotations.items()},
         "weights": Path(weights).name if weights is not None else None,
         "weights_sha256": base,
+        "vectors": vectors.name if vectors else None,
+        "vectors_sha256": sha256(vectors) if vectors else None,
         "python": platform.python_version(),
         "packages": {
             name: version(name)

@@ -472,7 +472,7 @@ def test_a_data_folder_without_annotations_is_named_and_leaves_nothing(
     model: ModelName, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
-    first = run.ANNOTATIONS[model][0]
+    first = run.annotations_of(tiny_config(model))[0]
     with pytest.raises(DataError, match=rf"{first}: no such file"):
         train_on(tmp_path / "data", tiny_config(model), tmp_path / "out")
     assert not (tmp_path / "out").exists()

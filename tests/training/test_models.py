@@ -8,15 +8,36 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from tests.training.test_config import tiny_config
 from tilesight.errors import WeightsError
 from training.config import MODEL_NAMES, ModelName
 from training.fit import make_task
 from training.losses import dynamic_contrast_loss
-from training.models.backbone import STAGE_CHANNELS, STAGES, Backbone, Stage, load_base_weights
+from training.models.backbone import (
+    ARCHITECTURES,
+    STAGES,
+    Architecture,
+    Backbone,
+    Stage,
+    load_base_weights,
+    stage_channels,
+    weight_names,
+)
 from training.models.jtts import BeamSearch, Jtts, JttsConfig, Scene, sample_attributes
-from training.models.signa import ChannelHead, LabelBranch, Signa, SignaConfig, label_graph
+from training.models.label_graph import GNNS, Gnn, LabelBranch, LabelGraph, label_graph
+from training.models.rivals import LabelClassifier, reweighted
+from training.models.signa import (
+    METHODS,
+    ChannelHead,
+    FullChannelHead,
+    Method,
+    Signa,
+    SignaAttention,
+    SignaConfig,
+)
 from training.models.spatialnet_vit import (
     HybridPatches,
     LinearPatches,
@@ -45,18 +66,54 @@ def tiles(count: int, side: int = SIDE) -> Tensor:
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
 
 
-def edges_of(*pairs: tuple[int, int]) -> Tensor:
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+def graph_of(*pairs: tuple[int, int]) -> LabelGraph:
+    edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    return LabelGraph(edges, torch.linspace(0.5, 1, len(pairs)))
 
 
 # MobileNetV2
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_backbone_ends_with_the_channels_and_stride_of_its_stage(stage: Stage) -> None:
-    backbone = Backbone(stage)
-    side = 64 // backbone.stride
-    assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, STAGE_CHANNELS[stage], side, side)
+def test_a_backbone_ends_with_the_channels_and_stride_of_its_stage(
+    stage: Stage, architecture: Architecture
+) -> None:
+    backbone = Backbone(stage, architecture).eval()
+    side, channels = 64 // backbone.stride, stage_channels(architecture, stage)
+    with torch.no_grad():
+        assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, channels, side, side)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_backbone_computes_what_torchvision_does_with_the_same_weights(
+    architecture: Architecture,
+) -> None:
+    whole = get_model(architecture, weights=None).eval()
+    backbone = Backbone("layer4", architecture).eval()
+    backbone.load_features(whole.state_dict(), "test")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        if architecture.startswith("resnet"):
+            expected = create_feature_extractor(whole, ["layer4"])(images)["layer4"]
+        else:
+            expected = whole.features(images)
+        torch.testing.assert_close(backbone(images), expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_by_name_are_those_with_the_statistics_of_imagenet(
+    architecture: Architecture,
+) -> None:
+    names = weight_names(architecture)
+    assert "IMAGENET1K_V1" in names
+    assert "IMAGENET1K_FEATURES" not in names  # of VGG16: no division by the deviations
+
+
+def test_weights_of_another_backbone_are_refused() -> None:
+    state = get_model("resnet18", weights=None).state_dict()
+    with pytest.raises(WeightsError, match=r"mobilenet_v2 are needed"):
+        Backbone().load_features(state, "test")
 
 
 def base_weights() -> dict[str, Tensor]:
@@ -146,29 +203,48 @@ def test_the_label_graph_of_a_matrix_made_by_hand() -> None:
         dtype=torch.float32,
     )
     # P(0 given 1) = 1, P(1 given 0) = 1 / 4
-    assert label_graph(labels, 0.4).tolist() == [[1], [0]]
-    assert label_graph(labels, 0.25).tolist() == [[0, 1], [1, 0]]
-    assert label_graph(labels[2:], 0.4).shape == (2, 0)
+    assert label_graph(labels, 0.4).edges.tolist() == [[1], [0]]
+    assert label_graph(labels, 0.25).edges.tolist() == [[0, 1], [1, 0]]
+    assert label_graph(labels, 0.25).weights.tolist() == [0.25, 1]
+    assert label_graph(labels[2:], 0.4).edges.shape == (2, 0)
 
 
 def test_no_label_is_its_own_neighbour() -> None:
     labels = (torch.rand(40, 6) < 0.7).float()
-    sources, targets = label_graph(labels, 0.1)
+    sources, targets = label_graph(labels, 0.1).edges
     assert len(sources) > 10
     assert not (sources == targets).any()
 
 
-def test_a_label_hears_of_those_that_point_to_it_and_an_isolated_one_of_itself() -> None:
-    branch = LabelBranch(8, 6)
-    edges = edges_of((1, 0))  # label 2 is isolated
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("gnn", GNNS)
+def test_a_label_hears_of_those_that_point_to_it_and_an_isolated_one_of_itself(
+    gnn: Gnn, layers: int
+) -> None:
+    branch = LabelBranch(8, 6, gnn, layers)
+    graph = graph_of((1, 0))  # label 2 is isolated
     vectors = torch.randn(3, 8)
-    features = branch(vectors, edges)
+    features = branch(vectors, graph)
     for changed, heard_by in ((0, [0]), (1, [0, 1]), (2, [2])):
         other = vectors.clone()
         other[changed] += 1
-        differs = (branch(other, edges) != features).any(dim=1)
+        differs = (branch(other, graph) != features).any(dim=1)
         assert differs.nonzero().flatten().tolist() == heard_by
     assert features[2].abs().sum() > 0
+
+
+@pytest.mark.parametrize("gnn", GNNS)
+def test_a_graph_without_edges_still_gives_features(gnn: Gnn) -> None:
+    features = LabelBranch(8, 6, gnn)(torch.randn(3, 8), graph_of())
+    assert features.shape == (3, 6)
+    assert (features.abs().sum(dim=1) > 0).all()
+
+
+def test_a_gcn_weighs_its_edges() -> None:
+    branch, vectors = LabelBranch(8, 6, "gcn"), torch.randn(3, 8)
+    graph = graph_of((1, 0))
+    heavier = graph._replace(weights=graph.weights * 2)
+    assert not torch.equal(branch(vectors, graph)[0], branch(vectors, heavier)[0])
 
 
 def test_the_rows_of_the_interleaving_matrix_sum_to_one() -> None:
@@ -179,28 +255,48 @@ def test_the_rows_of_the_interleaving_matrix_sum_to_one() -> None:
     torch.testing.assert_close(weights, torch.ones(2, 7))
 
 
+def test_the_full_head_is_equation_5() -> None:
+    head = FullChannelHead(labels=5, channels=7, scale=2.0)
+    squeezed, label_features = torch.randn(2, 7), torch.randn(5, 7)
+    z_s = (squeezed @ head.interleave.weight.T + head.interleave.bias).reshape(2, 7, 5)
+    z_v = squeezed @ head.value.weight.T + head.value.bias
+    attention = torch.softmax(2 * torch.einsum("bdc,ce->bde", z_s, label_features), dim=-1)
+    expected = torch.einsum("bde,be->bd", attention, z_v)
+    torch.testing.assert_close(head(squeezed, label_features), expected)
+
+
+def test_the_matrix_of_ml_gcn_made_by_hand() -> None:
+    # 0 -> 1 and 2 -> 1: label 1 hears of both; the neighbours share a quarter.
+    heard = reweighted(graph_of((0, 1), (2, 1)), 3)
+    apart = torch.tensor([[1.0, 0, 0], [0.125, 1, 0.125], [0, 0, 1]])
+    degrees = torch.tensor([1.125, 1, 1.125])  # the rows of the matrix that says who is heard
+    expected = apart / degrees.sqrt()[:, None] / degrees.sqrt()[None, :]
+    torch.testing.assert_close(heard, expected)
+
+
 @pytest.fixture
 def signa() -> Signa:
     config = SignaConfig(heads=2, label_vector_width=8)
-    return Signa(5, edges_of((0, 1), (3, 1), (1, 4)), config).eval()
+    return Signa(5, graph_of((0, 1), (3, 1), (1, 4)), config).eval()
 
 
 @torch.no_grad()
 def test_folding_the_label_branch_changes_nothing(signa: Signa) -> None:
     attention = signa.attention
-    features = torch.rand(2, STAGE_CHANNELS[signa.stage], 8, 8) * 3
+    assert isinstance(attention, SignaAttention)
+    features = torch.rand(2, 32, 8, 8) * 3
     before = attention(features)
     attention.fold()
     assert torch.equal(attention(features), before)
-    attention.vectors.add_(1)
+    attention.vectors.values.add_(1)
     assert torch.equal(attention(features), before), "the branch still runs"
-    attention.folded = None
+    attention.constant = None
     assert not torch.equal(attention(features), before), "the branch does not matter here"
 
 
 def test_the_folded_branch_is_no_part_of_a_checkpoint(signa: Signa) -> None:
     names = set(signa.state_dict())
-    signa.attention.fold()
+    signa.fold()
     assert set(signa.state_dict()) == names
 
 
@@ -213,10 +309,42 @@ def test_the_mean_of_the_evidence_and_the_bias_are_the_logit(signa: Signa) -> No
     torch.testing.assert_close(evidence.mean(dim=(2, 3)) + signa.classifier.bias, logits)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_learns_from_the_labels_alone_what_it_should(method: Method) -> None:
+    config = SignaConfig(method=method, heads=1, label_vector_width=4)
+    network = Signa(3, graph_of((0, 1)), config).eval()
+    assert (network.vectors is not None) == (method in ("signa", "ml_gcn"))
+    with torch.no_grad():
+        shown = tiles(2)
+        before = network(shown)
+        network.fold()
+        torch.testing.assert_close(network(shown), before)
+        assert network.evidence(network.features(shown)).shape == (2, 3, 2, 2)
+    assert not any(isinstance(module, LabelClassifier) for module in network.modules())
+
+
+def test_vectors_of_a_file_are_not_learned() -> None:
+    learned = Signa(3, graph_of((0, 1)), SignaConfig(heads=1, label_vector_width=4))
+    fixed = SignaConfig(heads=1, label_vector_width=4, label_vectors="file")
+    names = {name for name, _ in learned.named_parameters()}
+    kept = {name for name, _ in Signa(3, graph_of((0, 1)), fixed).named_parameters()}
+    assert names - kept == {"attention.vectors.values"}
+
+
+def test_a_gate_bounds_the_weights() -> None:
+    config = SignaConfig(heads=1, label_vector_width=4, gate="sigmoid")
+    attention = Signa(3, graph_of((0, 1)), config).attention
+    features = torch.rand(1, 32, 4, 4) * 1e3
+    with torch.no_grad():
+        weights = attention(features) / features - 1
+    assert float(weights.min()) >= 0
+    assert float(weights.max()) <= 1 + 1e-3
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_signa_can_be_plugged_in_after_each_stage(stage: Stage) -> None:
     config = SignaConfig(stage=stage, heads=1, label_vector_width=4)
-    network = Signa(3, edges_of((0, 1)), config).eval()
+    network = Signa(3, graph_of((0, 1)), config).eval()
     with torch.no_grad():
         assert network(tiles(1, 32)).shape == (1, 3)
 
@@ -501,6 +629,9 @@ SHIFTS_OF_A_SOFTMAX = r"\.attend\.score\.bias$|\.key\.bias$"
 # Nor does batch normalisation see what the 1x1 convolution before it adds to every place alike, so
 # the shift that ends a block of MobileNetV2 learns only where something else reads the block.
 SHIFTS_OF_A_BLOCK = r"\.backbone\.layer\d\.\d+\.conv\.[23]\.bias$"
+# What a label of a GAT adds to the scores of all that it hears is such a shift too, but for the
+# bend of the LeakyReLU between them.
+SHIFTS_BUT_FOR_A_BEND = r"\.att_dst$"
 # Enough questions a step that one asks for a number.
 ONE_STEP: dict[ModelName, dict[str, Any]] = {
     "signa": {"batch_size": 8},
@@ -509,11 +640,31 @@ ONE_STEP: dict[ModelName, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("model", MODEL_NAMES)
+_SMALL: dict[str, Any] = {"heads": 2, "label_vector_width": 8}
+# Whatever there is to choose in SIGNA has parameters of its own.
+_CHOICES: list[dict[str, Any]] = [
+    {},
+    {"method": "plain"},
+    {"method": "se"},
+    {"method": "ml_gcn"},
+    {"gnn": "gcn", "gnn_layers": 1, "interleave": "full", "gate": "sigmoid"},
+    {"gnn": "gat"},
+    {"backbone": "resnet18", "normalization": "imagenet"},
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "choice"),
+    [
+        *((model, {}) for model in MODEL_NAMES if model != "signa"),
+        *(("signa", choice) for choice in _CHOICES),
+    ],
+)
 def test_one_step_trains_every_parameter(
-    model: ModelName, ucm_miniature: Path, tmp_path: Path
+    model: ModelName, choice: dict[str, Any], ucm_miniature: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(model, epochs=1, **ONE_STEP[model])
+    changed = {"architecture": _SMALL | choice} if choice else {}
+    config = tiny_config(model, epochs=1, **ONE_STEP[model], **changed)
     task = make_task(config, ucm_miniature, None)
     trainable = {name: p for name, p in task.named_parameters() if p.requires_grad}
     trainer, gradients = one_epoch(task, tmp_path)
@@ -534,5 +685,5 @@ def test_one_step_trains_every_parameter(
         largest = float(gradient.abs().max())
         if re.search(SHIFTS_OF_A_SOFTMAX, name):
             assert largest < 1e-6, name
-        elif not re.search(SHIFTS_OF_A_BLOCK, name):
+        elif not re.search(f"{SHIFTS_OF_A_BLOCK}|{SHIFTS_BUT_FOR_A_BEND}", name):
             assert largest > 1e-7, name

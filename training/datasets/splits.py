@@ -2,6 +2,13 @@
 
 - `ucm`: 70/10/20 a scene by the recipe of SIGNA's official code, 1,470/210/420 tiles.
 - `ucm_captions`: the official split of UCM-Captions, 1,680/210/210.
+- `ucm_aitlas`: the split of UC Merced's multi-label table in AiTLAS arena, 1,285/395/420.
+- `aid`: the split of AID's multi-label table in AiTLAS arena, 1,917/483/600.
+- `dfc15`: the split of DFC15's multi-label table in AiTLAS arena, 2,045/628/669.
+
+The last three (Dimitrovski et al., ISPRS 2023) stand in the order of the tables they come from.
+
+`ucm+aid` are the lists of `ucm` and then those of `aid`, whose stems begin with `aid/` there.
 """
 
 import hashlib
@@ -16,11 +23,19 @@ _FOLDER = Path(__file__).parent / "splits"
 
 
 def read_split(dataset: str, part: str) -> list[str]:
-    """The stems of one part of a committed split, in the order of the list.
+    """The stems of one part of a committed split, in the order of the list, or of several lists.
 
     Raises:
         DataError: no such list is committed; the message names those that are.
     """
+    first, *others = dataset.split("+")
+    stems = _read_list(first, part)
+    for name in others:
+        stems += [f"{name}/{stem}" for stem in _read_list(name, part)]
+    return stems
+
+
+def _read_list(dataset: str, part: str) -> list[str]:
     path = _FOLDER / f"{dataset}_{part}.txt"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.txt")))

@@ -1,28 +1,51 @@
 """Fitting and measuring SIGNA: which of the labels does a tile show?"""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tilesight.errors import ConfigError, DataError
 from tilesight.manifest import Strict
 from training import augment, floors, metrics, run
 from training.config import SignaRun
-from training.datasets.ucm import part_stems, read_labels, read_tiles, scene_of
+from training.datasets.multilabel import MultiLabelSet, open_set
+from training.label_vectors import VectorSource, read_vectors
 from training.models.backbone import load_base_weights
-from training.models.signa import Signa, label_graph
+from training.models.label_graph import LabelGraph, label_graph
+from training.models.signa import Signa
 from training.tasks.base import Measurement, Task, batches
+
+log = logging.getLogger("tilesight.training")
+
+HALF = 0.5
+"""The probability from which a label counts as present."""
+_NAMED_AT_MOST = 5
 
 
 class SignaCard(Strict):
-    """The labels, and the edges of their graph: SIGNA's knowledge besides its weights."""
+    """The labels, their graph and vectors: SIGNA's knowledge besides its weights.
+
+    `edge_weights` are P(j given i) of the training tiles. `vectors` says where the label vectors
+    come from; it is empty where they are learned.
+    """
 
     labels: list[str]
     edges: list[tuple[int, int]]
+    edge_weights: list[float]
+    vectors: list[VectorSource] = Field(default_factory=list)
+
+    @property
+    def graph(self) -> LabelGraph:
+        """The edges as tensors."""
+        edges = torch.tensor(self.edges, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+        return LabelGraph(edges, torch.tensor(self.edge_weights, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -34,16 +57,43 @@ class SignaPart:
     truth: NDArray[np.float32]
 
 
-def read_part(data: Path, part: str, size: int) -> SignaPart:
-    """The tiles and labels of a part of the split."""
-    stems = part_stems(data, "ucm", part)
-    return SignaPart(stems, read_tiles(data, stems, size), read_labels(data).matrix(stems))
+def read_part(data: Path, part: str, size: int, dataset: str = "ucm") -> SignaPart:
+    """The tiles and labels of a part of the split.
+
+    Tiles that the data folder lacks are left out, and named in the log.
+
+    Raises:
+        DataError: there is not one tile of the part, or a tile or its labels cannot be read.
+    """
+    tagged = open_set(dataset, data)
+    stems = _present(tagged, part)
+    return SignaPart(stems, tagged.tiles(stems, size), tagged.matrix(stems))
+
+
+def _present(tagged: MultiLabelSet, part: str) -> list[str]:
+    listed = tagged.part_stems(part)
+    stems = tagged.present(listed)
+    if not stems:
+        raise DataError(
+            f"{tagged.data}: none of the {len(listed)} tiles of {tagged.name}'s {part} part"
+        )
+    if len(stems) < len(listed):
+        missing = sorted(set(listed) - set(stems))
+        log.warning(
+            "%s: %d of %d tiles of the %s part are missing: %s%s",
+            tagged.name,
+            len(missing),
+            len(listed),
+            part,
+            ", ".join(missing[:_NAMED_AT_MOST]),
+            ", ..." if len(missing) > _NAMED_AT_MOST else "",
+        )
+    return stems
 
 
 def build(card: SignaCard, config: SignaRun) -> Signa:
     """The network for these labels, its weights not yet loaded."""
-    edges = torch.tensor(card.edges, dtype=torch.int64).reshape(-1, 2).T.contiguous()
-    return Signa(len(card.labels), edges, config.architecture)
+    return Signa(len(card.labels), card.graph, config.architecture)
 
 
 class _TrainingTiles(Dataset[tuple[NDArray[np.float32], NDArray[np.float32]]]):
@@ -55,30 +105,42 @@ class _TrainingTiles(Dataset[tuple[NDArray[np.float32], NDArray[np.float32]]]):
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rng = augment.generator(self.task.config.seed, self.task.current_epoch, index)
+        how = self.task.config.augmentation
         tile, _ = augment.turned(self.part.tiles[index], rng)
-        return augment.brightened(tile, rng), self.part.truth[index]
+        if how.coarsened:
+            tile = augment.coarsened(tile, rng, how.coarsened, how.coarsest)
+        return augment.brightened(tile, rng, how.brightness), self.part.truth[index]
 
 
 class SignaTask(Task):
-    """SIGNA with UCM's training and validation tiles."""
+    """SIGNA, or a rival, with the training and validation tiles of a multi-label set."""
 
     monitor = "val_f1_samples"
     config: SignaRun
 
-    def __init__(self, config: SignaRun, data: Path, weights: str | None) -> None:
+    def __init__(
+        self, config: SignaRun, data: Path, weights: str | None, vectors: Path | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        self.train_part = read_part(data, "train", config.image_size)
-        self.val_part = read_part(data, "val", config.image_size)
-        edges = label_graph(
+        labels = open_set(config.dataset, data).labels
+        values, sources = _label_vectors(config, labels, vectors)
+        self.train_part = read_part(data, "train", config.image_size, config.dataset)
+        self.val_part = read_part(data, "val", config.image_size, config.dataset)
+        graph = label_graph(
             torch.from_numpy(self.train_part.truth), config.architecture.label_threshold
         )
         self._card = SignaCard(
-            labels=read_labels(data).labels, edges=[(int(i), int(j)) for i, j in edges.T]
+            labels=labels,
+            edges=[(int(i), int(j)) for i, j in graph.edges.T],
+            edge_weights=[float(weight) for weight in graph.weights],
+            vectors=sources,
         )
         self.network: Signa = build(self._card, config)
         if weights is not None:
             load_base_weights(self.network.backbone, weights)
+        if values is not None and self.network.vectors is not None:
+            self.network.vectors.values.copy_(torch.from_numpy(values))
         self.loss = nn.BCEWithLogitsLoss()
 
     @property
@@ -104,11 +166,25 @@ class SignaTask(Task):
         return {name: values[name] for name in ("f1_samples", "f1_micro", "f1_macro", "map")}
 
 
+def _label_vectors(
+    config: SignaRun, labels: list[str], path: Path | None
+) -> tuple[NDArray[np.float32] | None, list[VectorSource]]:
+    """The vectors of the file, where the configuration wants some."""
+    architecture = config.architecture
+    if architecture.learned_vectors:
+        if path is not None:
+            raise ConfigError(f"--vectors {path}: architecture.label_vectors is learned, not file")
+        return None, []
+    if path is None:
+        raise ConfigError("architecture.label_vectors is file: --vectors FILE is needed")
+    return read_vectors(path, labels, architecture.label_vector_width)
+
+
 @torch.no_grad()
 def predict(network: Signa, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The probability of each label, (N, C)."""
     network.eval()
-    device = network.classifier.weight.device
+    device = next(network.parameters()).device
     return np.concatenate(
         [network(batch.to(device)).sigmoid().cpu().numpy() for batch in batches(tiles)]
     )
@@ -125,28 +201,33 @@ def load(folder: Path, config: SignaRun) -> tuple[SignaCard, Signa]:
 def evaluate(folder: Path, config: SignaRun, data: Path, part: str) -> Measurement:
     """The figures of a run's checkpoint on a part of the split."""
     _, network = load(folder, config)
-    examples = read_part(data, part, config.image_size)
-    return measure(examples, predict(network, examples.tiles), data)
+    examples = read_part(data, part, config.image_size, config.dataset)
+    return measure(examples, predict(network, examples.tiles), open_set(config.dataset, data))
 
 
 def figures(part: SignaPart, scores: NDArray[np.float32]) -> dict[str, float]:
     """The label metrics of the scores at threshold 0.5."""
-    half = np.full(scores.shape[1], 0.5, dtype=np.float32)
+    half = np.full(scores.shape[1], HALF, dtype=np.float32)
     return metrics.label_metrics(part.truth, scores, half)
 
 
-def measure(part: SignaPart, scores: NDArray[np.float32], data: Path) -> Measurement:
+def measure(part: SignaPart, scores: NDArray[np.float32], tagged: MultiLabelSet) -> Measurement:
     """The figures of the scores at threshold 0.5, with what label statistics alone would reach."""
-    train = part_stems(data, "ucm", "train")
-    train_truth = read_labels(data).matrix(train)
+    train = _present(tagged, "train")
     return Measurement(
         tiles=len(part.stems),
         values=figures(part, scores),
         floors=floors.label_floors(
-            train_truth,
+            tagged.matrix(train),
             part.truth,
-            [scene_of(stem) for stem in train],
-            [scene_of(stem) for stem in part.stems],
+            scenes_of(tagged, train),
+            scenes_of(tagged, part.stems),
         ),
         notes={"threshold": "0.5 for every label"},
     )
+
+
+def scenes_of(tagged: MultiLabelSet, stems: list[str]) -> list[str] | None:
+    """The scene of each tile; None where the set has none."""
+    scenes = [tagged.scene_of(stem) for stem in stems]
+    return [scene for scene in scenes if scene is not None] or None

@@ -1,0 +1,64 @@
+"""The report of a real run: `tilesight evaluate RUN --report FOLDER`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.training.test_config import tiny_config
+from tilesight.cli import build
+from tilesight.errors import ConfigError
+from training import augment
+from training.evaluate import evaluate, reported
+from training.fit import train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(ucm_miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "signa"
+    augmentation = {"coarsened": 0.5, "brightness": 0.4}
+    config = tiny_config("signa", epochs=1, augmentation=augmentation)
+    train(config, ucm_miniature, None, folder, progress=False)
+    return folder
+
+
+def test_a_report_of_a_run_has_the_figures_that_evaluate_prints(
+    finished: Path, ucm_miniature: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    words = ["evaluate", str(finished), "--data", str(ucm_miniature), "--report", str(out)]
+    told = CliRunner().invoke(build(), words)
+    assert told.exit_code == 0, told.output
+    document = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    expected = evaluate(finished, ucm_miniature, "test").values
+    found = {name: document["values"]["half"][name] for name in expected}
+    assert found == pytest.approx(expected)
+    assert document["floors"].keys() == {"constant_set", "oracle_scene"}
+    for name in ("heat-maps.png", "features.png", "class-f1.png"):
+        assert (out / name).stat().st_size > 5000
+        assert f"]({name})" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_is_of_the_test_part_alone(
+    finished: Path, ucm_miniature: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="--report: of the test part, not of val"):
+        reported(finished, ucm_miniature, "val", tmp_path)
+
+
+def test_a_coarser_tile_keeps_its_size_and_mean_and_loses_detail() -> None:
+    rng = np.random.default_rng(0)
+    tile = rng.integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    coarse = augment.coarsened(tile, np.random.default_rng(1), 1.0, 0.25)
+    assert coarse.shape == tile.shape
+    assert coarse.dtype == np.uint8
+    assert float(coarse.mean()) == pytest.approx(float(tile.mean()), abs=3)
+    assert coarse.std() < 0.8 * tile.std()
+    assert augment.coarsened(tile, rng, 0.0, 0.25) is tile

@@ -1,0 +1,90 @@
+"""The report of a SIGNA run: figures, classes, confusions, the label graph and heat maps."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training import run
+from training.config import SignaRun
+from training.datasets.multilabel import open_set
+from training.models.layercam import layer_cam
+from training.models.signa import Signa
+from training.reports import HeatMaps, LabelEvaluation, write_label_report
+from training.tasks import signa
+from training.tasks.base import Measurement, batches
+
+_SHOWN_TILES, _SHOWN_LABELS = 5, 3
+
+
+def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measurement:
+    """The figures of the test part; the report of the run is in `out` when it returns.
+
+    Raises:
+        DataError: the data folder lacks images or annotations.
+        RunError: the run folder is incomplete.
+    """
+    card, network = signa.load(folder, config)
+    _, made_of = run.read_run(folder)
+    tagged = open_set(config.dataset, data)
+    val, test = (
+        signa.read_part(data, part, config.image_size, config.dataset) for part in ("val", "test")
+    )
+    scores = signa.predict(network, test.tiles)
+    measurement = signa.measure(test, scores, tagged)
+    write_label_report(
+        LabelEvaluation(
+            model=f"{config.model}, {config.architecture.method}",
+            labels=card.labels,
+            train_truth=tagged.matrix(tagged.present(tagged.part_stems("train"))),
+            val_truth=val.truth,
+            val_scores=signa.predict(network, val.tiles),
+            test_truth=test.truth,
+            test_scores=scores,
+            test_stems=test.stems,
+            split=made_of["split"],
+            split_sha256=made_of["split_sha256"]["test"],
+            seed=config.seed,
+            commit=made_of["commit"],
+            edge_threshold=config.architecture.label_threshold,
+            floors=measurement.floors,
+            features=_features(network, test.tiles),
+            scenes=signa.scenes_of(tagged, test.stems),
+            heat_maps=_heat_maps(network, test, card.labels),
+        ),
+        out,
+    )
+    return measurement
+
+
+@torch.no_grad()
+def _features(network: Signa, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, D) what the classifier reads."""
+    device = next(network.parameters()).device
+    return np.concatenate(
+        [
+            network.pooled(network.features(batch.to(device))).cpu().numpy()
+            for batch in batches(tiles)
+        ]
+    )
+
+
+def _heat_maps(network: Signa, part: signa.SignaPart, labels: list[str]) -> HeatMaps:
+    """Tiles from all over the part, with the maps of the labels that most of them have.
+
+    At the third stage: its grid is twice as fine as the last one's.
+    """
+    rows = np.linspace(0, len(part.stems) - 1, min(_SHOWN_TILES, len(part.stems))).astype(int)
+    columns = np.argsort(-part.truth[rows].sum(axis=0), kind="stable")[:_SHOWN_LABELS]
+    device = next(network.parameters()).device
+    tiles = torch.from_numpy(part.tiles[rows]).to(device)
+    layer = network.backbone.get_submodule("layer3")
+    return HeatMaps(
+        [part.stems[row] for row in rows],
+        part.tiles[rows],
+        {
+            labels[column]: layer_cam(network, layer, tiles, int(column)).cpu().numpy()
+            for column in columns
+        },
+    )
