@@ -257,9 +257,12 @@ class Models:
         golden = golden_inputs(bundle.manifest)
         await self._answers_golden(bundle, golden)
         if BATCH1_NAME in bundle.manifest.files:
-            # One row was answered by that graph; two are by the other.
-            twice = {name: np.repeat(values, 2, axis=0) for name, values in golden.items()}
-            await self._answers_golden(bundle, twice)
+            # One row was answered by that graph. Of two for each session the first run takes two,
+            # which the other graph answers.
+            station = self.station(bundle, INTERACTIVE)
+            count = 2 * station.plan.sessions if station else 2
+            several = {name: np.repeat(values, count, axis=0) for name, values in golden.items()}
+            await self._answers_golden(bundle, several)
 
     async def _answers_golden(self, bundle: Bundle[Any], inputs: Mapping[str, Tensor]) -> None:
         outputs = [spec.name for spec in bundle.manifest.outputs]

@@ -75,7 +75,8 @@ def _present(tagged: MultiLabelSet, part: str) -> list[str]:
     stems = tagged.present(listed)
     if not stems:
         raise DataError(
-            f"{tagged.data}: none of the {len(listed)} tiles of {tagged.name}'s {part} part"
+            f"{tagged.data}: none of the {len(listed)} tiles of {tagged.name}'s {part} part "
+            "in its images folder"
         )
     if len(stems) < len(listed):
         missing = sorted(set(listed) - set(stems))
