@@ -22,6 +22,7 @@ _COLOURS = {
     "litserve": "#009E73",
     "bentoml": "#CC79A7",
     "gateway_processes": "#882255",
+    "gateway_single_rows": "#999933",
     "gateway_triton": "#E69F00",
     "gateway_openvino": "#56B4E9",
 }

@@ -18,6 +18,7 @@ TITLES = {
     "litserve": "LitServe",
     "bentoml": "BentoML",
     "gateway_processes": "this gateway, a process a core",
+    "gateway_single_rows": "this gateway without batches",
     "gateway_triton": "this gateway over Triton",
     "gateway_openvino": "this gateway with OpenVINO",
 }
@@ -137,6 +138,7 @@ def _wanted(figures: Figures, about: Mapping[str, Any], settings: Mapping[str, A
     row("a process a core: served / bare loop", figures.efficiency(_PROCESSES), 0.95, ">=")
     with_processes = figures.times(_PROCESSES, "fastapi_onnxruntime")
     row("a process a core: times FastAPI + ONNX Runtime", with_processes, 1.05, ">=")
+    row("times itself without batches", figures.times(GATEWAY, "gateway_single_rows"), 1.0, ">=")
     with_openvino = figures.times("gateway_openvino", "fastapi_torch")
     row("with OpenVINO: times FastAPI + torch eager", with_openvino, 8.0, ">=")
     for kind in ("closed", "open"):

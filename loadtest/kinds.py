@@ -21,7 +21,7 @@ class Kind:
     own_python: bool = False  # a peer that runs in this environment
     exact: bool = False  # answers what the float32 graph does, whatever the others are given
     runtime: str = "embedded"  # of a gateway
-    workers: int = 1  # of a gateway
+    environment: Mapping[str, str] = field(default_factory=dict)  # of a gateway
     tolerance: float = 1e-3  # of a score
     optional: bool = False  # only where it is asked for
 
@@ -83,7 +83,13 @@ KINDS = (
     Kind(
         "gateway_processes",
         "this gateway, a process a core",
-        workers=usable_cores(),
+        environment={"TILESIGHT_WORKERS": str(usable_cores())},
+        optional=True,
+    ),
+    Kind(
+        "gateway_single_rows",
+        "this gateway without batches",
+        environment={"TILESIGHT_MAX_BATCH": "1"},
         optional=True,
     ),
     Kind("gateway_triton", "this gateway over Triton", runtime="triton"),

@@ -173,7 +173,7 @@ class Server:
             "TILESIGHT_MODEL_REPOSITORY": str(place.repository.resolve()),
             "TILESIGHT_PORT": str(port),
             "TILESIGHT_RUNTIME": self.kind.runtime,
-            "TILESIGHT_WORKERS": str(self.kind.workers),
+            **self.kind.environment,
         }
         if self.kind.runtime == "triton":
             ports = [_free_port() for _ in range(3)]
