@@ -87,7 +87,8 @@ def processes(group: int) -> dict[int, str]:
             command = (folder / "cmdline").read_text().replace("\0", " ").strip()
         except OSError:
             continue  # it has ended meanwhile
-        if int(fields[2]) == group and fields[0] != "Z":
+        # Without a command line a process has given its memory back already, and is ending.
+        if int(fields[2]) == group and fields[0] != "Z" and command:
             found[int(folder.name)] = command
     return found
 
