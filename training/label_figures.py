@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from tilesight.errors import DataError
-from training.metrics import label_metrics
+from training.metrics import f_beta, label_metrics
 
 HALF = 0.5
 
@@ -57,11 +57,6 @@ def half(classes: int) -> NDArray[np.float64]:
     return np.full(classes, HALF)
 
 
-def _f_beta(precision: float, recall: float, beta: int) -> float:
-    denominator = beta**2 * precision + recall
-    return (1 + beta**2) * precision * recall / denominator if denominator > 0 else 0.0
-
-
 def class_figures(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
     """The label-based figures of predicted labels: means over the classes, and pooled counts.
 
@@ -96,8 +91,8 @@ def class_figures(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, flo
     return {
         "precision_macro": precision,
         "recall_macro": recall,
-        "f1_class_means": _f_beta(precision, recall, 1),
-        "f2_class_means": _f_beta(precision, recall, 2),
+        "f1_class_means": f_beta(precision, recall, 1),
+        "f2_class_means": f_beta(precision, recall, 2),
         "f2_macro": float(of_class[2][2][classes].mean()),
         "precision_micro": float(pooled[1][0]),
         "recall_micro": float(pooled[1][1]),

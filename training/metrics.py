@@ -30,7 +30,8 @@ TokenizerName = Literal["ptb", "words"]
 Sentences = Mapping[str, Sequence[str]]
 
 
-def _f_beta(precision: float, recall: float, beta: float) -> float:
+def f_beta(precision: float, recall: float, beta: float) -> float:
+    """(1 + b^2) P R / (b^2 P + R), 0 where the denominator is 0."""
     denominator = beta**2 * precision + recall
     return (1 + beta**2) * precision * recall / denominator if denominator > 0 else 0.0
 
@@ -73,8 +74,8 @@ def label_metrics(
         "f2_samples": float(f2),
         "precision_samples": float(precision),
         "recall_samples": float(recall),
-        "f1_paper": _f_beta(float(precision), float(recall), 1),
-        "f2_paper": _f_beta(float(precision), float(recall), 2),
+        "f1_paper": f_beta(float(precision), float(recall), 1),
+        "f2_paper": f_beta(float(precision), float(recall), 2),
         "f1_micro": float(micro),
         "f1_macro": float(of_class[classes].mean()),
         "map": float(

@@ -34,6 +34,7 @@ from training import run
 from training.config import SignaRun, default_config_path
 from training.cost import Cost, costs
 from training.fit import LAST, adjusted, train
+from training.label_figures import HALF
 from training.tasks import signa
 
 FIGURES = ("f1_samples", "map", "f1_macro", "f1_paper")
@@ -279,7 +280,7 @@ def _outcome(folder: Path, config: SignaRun, data: Path) -> Outcome:
         truth, scores = kept["truth"], kept["scores"]
     tile_f1 = [
         f1_score(true, found, zero_division=0)
-        for true, found in zip(truth, scores >= signa.HALF, strict=True)
+        for true, found in zip(truth, scores >= HALF, strict=True)
     ]
     return Outcome(measured["values"], np.array(tile_f1))
 

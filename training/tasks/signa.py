@@ -16,6 +16,7 @@ from tilesight.manifest import Strict
 from training import augment, floors, metrics, run
 from training.config import SignaRun
 from training.datasets.multilabel import MultiLabelSet, open_set
+from training.label_figures import half
 from training.label_vectors import VectorSource, read_vectors
 from training.models.backbone import load_base_weights
 from training.models.label_graph import LabelGraph, label_graph
@@ -24,8 +25,6 @@ from training.tasks.base import Measurement, Task, batches
 
 log = logging.getLogger("tilesight.training")
 
-HALF = 0.5
-"""The probability from which a label counts as present."""
 _NAMED_AT_MOST = 5
 
 
@@ -208,8 +207,7 @@ def evaluate(folder: Path, config: SignaRun, data: Path, part: str) -> Measureme
 
 def figures(part: SignaPart, scores: NDArray[np.float32]) -> dict[str, float]:
     """The label metrics of the scores at threshold 0.5."""
-    half = np.full(scores.shape[1], HALF, dtype=np.float32)
-    return metrics.label_metrics(part.truth, scores, half)
+    return metrics.label_metrics(part.truth, scores, half(scores.shape[1]))
 
 
 def measure(part: SignaPart, scores: NDArray[np.float32], tagged: MultiLabelSet) -> Measurement:
