@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from serving import autotune, ways
+from serving import autotune, heap, ways
 from serving.jobs import Ask, Job
 from serving.lanes import BACKFILL, INTERACTIVE, Lanes
 from serving.repository import Bundle
@@ -79,7 +79,7 @@ class EmbeddedRuntime:
             for lane, station in loaded.stations.items():
                 self._lanes[lane].crew.shut(station)
             del loaded, station
-            await anyio.to_thread.run_sync(_give_back_memory)
+            await anyio.to_thread.run_sync(heap.give_back)
 
     def station(self, bundle: Bundle[Any], lane: str) -> Station:
         """Where the lane's crew runs the version."""
@@ -205,13 +205,6 @@ class EmbeddedRuntime:
                 "runs on the CPU although there is a GPU: the CUDA libraries cannot be loaded",
                 extra={"model": bundle.name},
             )
-
-
-def _give_back_memory() -> None:
-    """What was freed goes back to the system; glibc keeps it for itself, model after model."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _stand_back(nice: int) -> None:

@@ -11,11 +11,13 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import heap
 from serving.app import create_app
 from serving.drain import Drain
 from serving.logs import configure
 from serving.process import Process
 from serving.settings import Settings
+from tilesight.cores import usable_cores
 from tilesight.errors import TilesightError
 
 log = logging.getLogger("tilesight.server")
@@ -56,6 +58,7 @@ def serve(
         TilesightError: the models cannot be served.
     """
     sys.setswitchinterval(_SWITCH_S)
+    heap.limit_arenas(usable_cores())
     failures: list[TilesightError] = []
 
     def stop(failure: TilesightError) -> None:
