@@ -12,6 +12,7 @@ from tilesight.errors import BundleError
 from tilesight.manifest import AnswerHead, CaptionHead, EncodingHead, LabelsHead, Manifest
 from tilesight.questions import sentence
 from training import metrics
+from training.label_figures import all_figures
 from training.tasks import jtts, signa, spatialnet_vit
 from training.tasks.base import EVALUATION_BATCH
 
@@ -58,7 +59,7 @@ def _labels(
 ) -> dict[str, float]:
     part = signa.read_part(data, "test", size, dataset)
     scores = form.run_in_batches(EVALUATION_BATCH, tiles=part.tiles)["scores"]
-    return metrics.label_metrics(part.truth, scores, np.array(head.thresholds))
+    return all_figures(part.truth, scores, np.array(head.thresholds))
 
 
 def _captions(head: CaptionHead, form: Runner, data: Path, size: int) -> dict[str, float]:

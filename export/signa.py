@@ -13,7 +13,9 @@ from export.onnx_file import Source
 from export.part import Part, Plan, Shown, Which, evenly
 from export.runner import Outputs, Runner
 from tilesight.manifest import LabelsHead
+from training import thresholds
 from training.config import SignaRun
+from training.label_figures import all_figures
 from training.tasks import signa
 from training.tasks.base import EVALUATION_BATCH
 
@@ -43,7 +45,8 @@ class SignaPart(Part):
             ("scores", "evidence"),
         )
         self._labels = card.labels
-        self.head = LabelsHead(labels=card.labels, thresholds=[0.5] * len(card.labels))
+        self._thresholds = thresholds.read(run, card.labels).served(card.labels)
+        self.head = LabelsHead(labels=card.labels, thresholds=self._thresholds.tolist())
 
     @cached_property
     def _training_tiles(self) -> NDArray[Any]:
@@ -59,17 +62,19 @@ class SignaPart(Part):
     ) -> tuple[dict[str, Difference], dict[str, Decision]]:
         """Scores, evidence, and whether each label of each tile is present."""
         stems = self._tiles["test"].stems
+        present = (scores["scores"] >= self._thresholds for scores in (expected, found))
         return (
             {
                 name: difference(expected[name], found[name], stems, limit)
                 for name in ("scores", "evidence")
             },
-            {"labels": decision(expected["scores"] >= 0.5, found["scores"] >= 0.5)},
+            {"labels": decision(*present)},
         )
 
     def measure(self, outputs: Outputs, which: Which) -> dict[str, float]:
-        """The label metrics at threshold 0.5."""
-        return signa.figures(self._tiles[which], outputs["scores"])
+        """All label figures at the thresholds that are served."""
+        truth = self._tiles[which].truth
+        return all_figures(truth, outputs["scores"], self._thresholds)
 
     def feeds(self, rows: int) -> dict[str, NDArray[Any]]:
         """Training tiles from all over the split."""

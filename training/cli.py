@@ -127,10 +127,11 @@ def study(
 
 def show(console: Console, title: str, measurement: "Measurement") -> None:
     """Prints the figures, those of each floor beside them."""
-    floors = measurement.floors
-    table = Table("figure", "model", *floors, title=title, title_justify="left")
+    tuned = {"tuned": measurement.tuned} if measurement.tuned else {}
+    others = tuned | measurement.floors
+    table = Table("figure", "model", *others, title=title, title_justify="left")
     for name, value in measurement.values.items():
-        beside = [f"{floor[name]:.4f}" if name in floor else "" for floor in floors.values()]
+        beside = [f"{other[name]:.4f}" if name in other else "" for other in others.values()]
         table.add_row(name, f"{value:.4f}", *beside)
     for column in table.columns[1:]:
         column.justify = "right"

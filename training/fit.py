@@ -147,6 +147,7 @@ def train(
     best = torch.load(out / BEST, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
     run.save_checkpoint(task.network, config, out / run.CHECKPOINT)
+    task.calibrate(out)
     measurement = evaluate(out, data, "test", weights)
     run.write_json(out / run.METRICS, measurement.as_json())
     return measurement

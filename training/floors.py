@@ -19,6 +19,7 @@ from tilesight.errors import DataError
 from tilesight.questions import words
 from training.datasets.questions import Question
 from training.datasets.ucm import scene_of
+from training.label_figures import all_figures
 from training.metrics import (
     Sentences,
     TokenizerName,
@@ -38,7 +39,7 @@ def label_floors(
     train_scenes: Sequence[str] | None,
     test_scenes: Sequence[str] | None,
 ) -> Floors:
-    """The label metrics of two systems that see no pixel; of one, where tiles have no scenes.
+    """All label figures of two systems that see no pixel; of one, where tiles have no scenes.
 
     - `constant_set`: one set for all tiles, of the C sets that hold the k most frequent train
       labels the one with the best `f1_samples` on train.
@@ -47,7 +48,7 @@ def label_floors(
     """
     thresholds = np.full(train.shape[1], 0.5)
     constant = np.broadcast_to(_best_constant_set(train), test.shape)
-    found = {"constant_set": label_metrics(test, constant, thresholds)}
+    found = {"constant_set": all_figures(test, constant, thresholds)}
     if train_scenes is None or test_scenes is None:
         return found
     shares = _scene_shares(train, train_scenes)
@@ -55,7 +56,7 @@ def label_floors(
     if unknown:
         raise DataError(f"scene floor: no train tile of {', '.join(unknown)}")
     oracle = np.stack([shares[scene] for scene in test_scenes])
-    return found | {"oracle_scene": label_metrics(test, oracle, thresholds)}
+    return found | {"oracle_scene": all_figures(test, oracle, thresholds)}
 
 
 def _best_constant_set(train: NDArray[Any]) -> NDArray[np.float64]:

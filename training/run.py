@@ -6,6 +6,7 @@ checkpoints/            Lightning's own, to resume from
 history.csv, curves.png what the training saw, an epoch a row
 checkpoint.safetensors  the weights of the best validation epoch, rounded as they are measured
 card.json               labels, vocabularies, answers
+thresholds.json         SIGNA: from which score on a label is present
 metrics.json            figures of the test split, with floors
 """
 
@@ -28,12 +29,13 @@ from training.config import RunConfig, read_config
 from training.datasets.multilabel import open_set
 from training.datasets.splits import split_sha256
 
-Card = TypeVar("Card", bound=BaseModel)
+Document = TypeVar("Document", bound=BaseModel)
 
 CONFIG = "config.yaml"
 PROVENANCE = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 CARD = "card.json"
+THRESHOLDS = "thresholds.json"
 METRICS = "metrics.json"
 HISTORY = "history.csv"
 CURVES = "curves.png"
@@ -187,13 +189,21 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     return read_config(folder / CONFIG), provenance_of_run
 
 
-def read_card(folder: Path, kind: type[Card]) -> Card:
+def read_card(folder: Path, kind: type[Document]) -> Document:
     """The card of a run folder.
 
     Raises:
         RunError: missing, or of another model.
     """
-    path = folder / CARD
+    return read_document(folder / CARD, kind)
+
+
+def read_document(path: Path, kind: type[Document]) -> Document:
+    """One of the JSON files that a finished run has.
+
+    Raises:
+        RunError: missing, or not what it should be; the field is named.
+    """
     if not path.is_file():
         raise RunError(f"{path}: missing; did the training finish?")
     try:

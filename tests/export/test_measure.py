@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,14 @@ import pytest
 from export.measure import Encoder, measure
 from export.onnx_file import Session
 from export.runner import Outputs, Runner
+from export.signa import SignaPart
+from tests.training.test_config import tiny_config
 from tilesight.errors import BundleError, DataError
-from tilesight.manifest import Manifest, read
+from tilesight.manifest import LabelsHead, Manifest, read
+from training import thresholds
+from training.run import read_card
+from training.tasks.signa import SignaCard, read_part
+from training.thresholds import Rule
 
 ENCODER, HEAD = "spatialnet_vit_encoder", "spatialnet_vit_head"
 FIGURES = {
@@ -65,6 +72,29 @@ def test_the_thresholds_of_the_manifest_decide(repository: Path, tiles: Path) ->
     low = manifest.head.model_copy(update={"thresholds": [0.0] * len(manifest.head.labels)})
     lax = manifest.model_copy(update={"head": low})
     assert measure(lax, Session(folder / "model.onnx"), tiles)["recall_samples"] == 1
+
+
+@pytest.mark.parametrize("rule", ["half", "tuned"])
+def test_the_thresholds_that_the_run_chose_are_exported(
+    rule: Rule, runs: Path, tiles: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs / "signa", tmp_path / "run")
+    config = tiny_config("signa", epochs=1, batch_size=6)
+    labels = read_card(run, SignaCard).labels
+    chosen = thresholds.read(run, labels).model_copy(update={"rule": rule})
+    thresholds.write(run, chosen)
+    part = SignaPart(run, config, tiles)
+    assert isinstance(part.head, LabelsHead)
+    expected = [0.5] * len(labels) if rule == "half" else [chosen.tuned[name] for name in labels]
+    assert part.head.thresholds == expected
+    # A score between 0.5 and the tuned thresholds tells which of them decide.
+    between = (np.array([0.5] * len(labels)) + chosen.of(labels)) / 2
+    scores = np.broadcast_to(between, (len(part.shown.tiles), len(labels))).astype(np.float32)
+    found = part.measure({"scores": scores}, "test")
+    everywhere = (between >= np.array(expected)).sum() * len(scores)
+    truth = read_part(tiles, "test", config.image_size).truth
+    right = truth[:, between >= np.array(expected)].sum()
+    assert found["precision_micro"] == pytest.approx(right / max(everywhere, 1))
 
 
 def test_a_question_head_is_measured_through_its_encoder(repository: Path, tiles: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_run_folder_tells_how_its_checkpoint_came_to_be(
         "metrics.json",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        *(["thresholds.json"] if model == "signa" else []),
     }
     assert read_config(folder / "config.yaml") == tiny_config(model)
     _, provenance = run.read_run(folder)

@@ -16,7 +16,8 @@ from training import label_figures, metrics
 from training.floors import label_floors
 from training.models.label_graph import label_graph
 from training.reports import HeatMaps, LabelEvaluation, label_pictures, write_label_report
-from training.reports.label_report import label_report, report_text
+from training.reports.label_report import label_report
+from training.reports.label_text import report_text
 
 # A bar would end a cell of a table, a dollar would begin a formula, an underscore is only itself.
 LABELS = ["trees", "water", "cars|lorries", "sand", "$ea_shore"]
@@ -59,11 +60,11 @@ def evaluation(**changes: object) -> LabelEvaluation:
 def pictured() -> LabelEvaluation:
     generator = np.random.default_rng(4)
     tiles = generator.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    maps = {label: generator.random((2, 32, 32)) for label in ("water", "$ea_shore")}
+    labels = [["water", "$ea_shore"], ["sand", "water"]]
     return evaluation(
         features=generator.normal(size=(len(STEMS), 6)),
         scenes=SCENES,
-        heat_maps=HeatMaps([STEMS[0], STEMS[20]], tiles, maps),
+        heat_maps=HeatMaps([STEMS[0], STEMS[20]], tiles, labels, generator.random((2, 2, 32, 32))),
     )
 
 
@@ -191,10 +192,8 @@ def test_the_headline_has_the_floors_beside_the_figures(written: Path) -> None:
         "f1_paper": "F1 of the tiles' mean P and mean R (SIGNA, Eq. 6-7)",
     }.items():
         assert cells(text, first)[1:] == [f"{values[name]:.3f}" for values in systems]
-    # The floors do not give these.
     own = cells(text, "F1 of the classes' mean P and mean R (SIGNA, Eq. 8-9; CF1)")
-    assert own[3:] == ["-", "-"]
-    assert own[1] == f"{facts['values']['half']['f1_class_means']:.3f}"
+    assert own[1:] == [f"{values['f1_class_means']:.3f}" for values in systems]
     assert cells(text, "Classes without a positive tile")[1:] == ["1", "1", "1", "1"]
 
 
@@ -257,11 +256,12 @@ def test_arrays_that_do_not_fit_are_an_error(changes: dict[str, object], told: s
     ("change", "told"),
     [
         (lambda h: replace(h, stems=["river99", STEMS[0]]), "not evaluated are river99"),
-        (lambda h: replace(h, maps={"fog": h.maps["water"]}), "not evaluated are fog"),
-        (lambda h: replace(h, maps={"water": h.maps["water"][:, 1:]}), "31, 32"),
+        (lambda h: replace(h, labels=[["fog", "water"], h.labels[1]]), "not evaluated are fog"),
+        (lambda h: replace(h, maps=h.maps[:, :, 1:]), "31, 32"),
         (lambda h: replace(h, stems=h.stems[:1]), "1 stems"),
-        (lambda h: replace(h, maps={}), "maps {}"),
-        (lambda h: HeatMaps([], h.tiles[:0], {"water": h.maps["water"][:0]}), "0 stems"),
+        (lambda h: replace(h, labels=[["water"], h.labels[1]]), r"\[1, 2\] labels each"),
+        (lambda h: replace(h, labels=[[], []], maps=h.maps[:, :0]), r"\[0\] labels each"),
+        (lambda h: HeatMaps([], h.tiles[:0], [], h.maps[:0]), "0 stems"),
     ],
 )
 def test_heat_maps_of_something_else_are_an_error(
@@ -289,6 +289,23 @@ def test_class_bars_are_as_long_as_f1_and_ordered_by_support() -> None:
     assert widths == pytest.approx(expected)
     assert axes.get_yticklabels()[-1].get_text() == r"\$ea_shore (0)"
     assert "no positive tile" in [text.get_text() for text in axes.texts]
+
+
+def test_a_tile_stands_beside_its_own_labels_with_their_scores() -> None:
+    whole = pictured()
+    heat = whole.heat_maps
+    assert heat is not None
+    remarks = [["score 0.10, absent", "b"], ["c", "d"]]
+    figure = label_pictures.heat_map_grid(heat.tiles, heat.maps, heat.stems, heat.labels, remarks)
+    titles = [axes.get_title() for axes in figure.axes[:6]]
+    assert titles == [
+        "river00",
+        "water\nscore 0.10, absent",
+        "\\$ea_shore\nb",
+        "beach08",
+        "sand\nc",
+        "water\nd",
+    ]
 
 
 def test_the_graph_has_an_arrow_for_each_edge() -> None:

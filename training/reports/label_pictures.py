@@ -4,7 +4,7 @@ Two colours keep their meaning throughout: blue is threshold 0.5, orange the tun
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ from tilesight.errors import DataError
 from tilesight.files import written_whole
 from training.label_figures import ClassRow, conditional_shares, graph_edges
 
+# File names, which a report's text links.
+CLASS_BARS = "class-f1.png"
+CURVES = "precision-recall.png"
+MATRIX = "co-occurrence.png"
+GRAPH = "label-graph.png"
+SCENES = "features.png"
+HEAT_MAPS = "heat-maps.png"
 HALF_COLOUR, TUNED_COLOUR = "#1f6fb4", "#e07b00"
 EMBEDDED_AT_MOST = 500
 # Okabe and Ito's colours without yellow, which is faint on white: they differ for all eyes.
@@ -353,30 +360,33 @@ def scene_map(places: NDArray[np.float32], scenes: Sequence[str] | None) -> Figu
 
 def heat_map_grid(
     tiles: NDArray[np.uint8],
-    maps: Mapping[str, NDArray[Any]],
+    maps: NDArray[Any],
     stems: Sequence[str],
-    remarks: Mapping[str, Sequence[str]],
+    labels: Sequence[Sequence[str]],
+    remarks: Sequence[Sequence[str]],
 ) -> Figure:
-    """A row for each tile (K, H, W, 3): the tile, and each label's map (K, H, W) laid over it.
+    """A row for each tile (K, H, W, 3): the tile, and its M labels' maps laid over it.
 
     Args:
         tiles: the tiles.
-        maps: label -> maps between 0 and 1, as large as the tiles.
+        maps: (K, M, H, W) between 0 and 1, as large as the tiles.
         stems: the tiles' names.
-        remarks: label -> a line for each tile, below the label.
+        labels: K times the M labels of a tile.
+        remarks: K times a line below each label.
     """
-    columns = 1 + len(maps)
+    columns = 1 + maps.shape[1]
     figure = Figure(figsize=(2.3 * columns + 0.8, 2.65 * len(tiles) + 0.3), layout="constrained")
     panels = figure.subplots(len(tiles), columns, squeeze=False)
     for line, tile in enumerate(tiles):
         panels[line, 0].imshow(tile)
         panels[line, 0].set_title(_plain(textwrap.shorten(stems[line], 28)), fontsize=9)
-        for axes, label in zip(panels[line, 1:], maps, strict=True):
+        for column, axes in enumerate(panels[line, 1:]):
             axes.imshow(_grey(tile))
-            heat = np.asarray(maps[label][line], dtype=np.float64)
+            heat = np.asarray(maps[line, column], dtype=np.float64)
             # Where there is no heat the tile is seen through.
             axes.imshow(_HEAT.to_rgba(heat), alpha=0.15 + 0.6 * heat)
-            axes.set_title(f"{_plain(label)}\n{_plain(remarks[label][line])}", fontsize=9)
+            told = labels[line][column], remarks[line][column]
+            axes.set_title("\n".join(map(_plain, told)), fontsize=9)
     for axes in panels.flat:
         axes.set_axis_off()
     figure.colorbar(_HEAT, ax=panels, shrink=0.6, label="evidence (1: the tile's strongest)")

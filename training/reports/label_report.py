@@ -16,6 +16,15 @@ from training import label_figures
 from training.floors import Floors
 from training.label_figures import ClassRow, ConfusedPair
 from training.reports import label_pictures
+from training.reports.label_pictures import (
+    CLASS_BARS,
+    CURVES,
+    GRAPH,
+    HEAT_MAPS,
+    MATRIX,
+    SCENES,
+)
+from training.reports.label_text import report_text
 
 JSON_NAME = "report.json"
 REPORT_NAME = "report.md"
@@ -26,43 +35,15 @@ MACRO_RULE = (
     "positives count."
 )
 
-_NONE = "-"
-_EXAMPLES = 3
-# The figures of the headline table in its order: name, and what it is.
-_FIGURES = (
-    ("f1_samples", "**F1, mean over the tiles (headline)**"),
-    ("f2_samples", "F2, mean over the tiles"),
-    ("precision_samples", "P, mean over the tiles"),
-    ("recall_samples", "R, mean over the tiles"),
-    ("f1_paper", "F1 of the tiles' mean P and mean R (SIGNA, Eq. 6-7)"),
-    ("f2_paper", "F2 of the tiles' mean P and mean R (SIGNA, Eq. 6-7)"),
-    ("f1_macro", "F1, mean over the classes"),
-    ("f2_macro", "F2, mean over the classes"),
-    ("precision_macro", "P, mean over the classes"),
-    ("recall_macro", "R, mean over the classes"),
-    ("f1_class_means", "F1 of the classes' mean P and mean R (SIGNA, Eq. 8-9; CF1)"),
-    ("f2_class_means", "F2 of the classes' mean P and mean R (SIGNA, Eq. 8-9)"),
-    ("map", "Average precision, mean over the classes"),
-    ("f1_micro", "F1 of the pooled counts (OF1)"),
-    ("f2_micro", "F2 of the pooled counts"),
-    ("precision_micro", "P of the pooled counts"),
-    ("recall_micro", "R of the pooled counts"),
-    ("classes_skipped", "Classes without a positive tile"),
-)
-_COUNTS = ("classes_skipped",)
-_FLOORS = {
-    "constant_set": "the best set of labels that is the same for all tiles",
-    "oracle_scene": "told the scene of each tile, the labels of half of its training tiles",
-}
-
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Tiles (K, H, W, 3) of the test part, and label -> maps (K, H, W) between 0 and 1."""
+    """Tiles (K, H, W, 3) of the test part, M labels of each, and maps (K, M, H, W) of 0 to 1."""
 
     stems: Sequence[str]
     tiles: NDArray[np.uint8]
-    maps: Mapping[str, NDArray[Any]]
+    labels: Sequence[Sequence[str]]
+    maps: NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,20 +164,24 @@ def _check(evaluation: LabelEvaluation) -> None:
 
 
 def _check_heat_maps(evaluation: LabelEvaluation, heat_maps: HeatMaps) -> None:
+    shown = {label for labels in heat_maps.labels for label in labels}
     unknown = sorted(
-        (set(heat_maps.stems) - set(evaluation.test_stems))
-        | (heat_maps.maps.keys() - set(evaluation.labels))
+        (set(heat_maps.stems) - set(evaluation.test_stems)) | (shown - set(evaluation.labels))
     )
     if unknown:
         raise DataError(f"heat maps: not evaluated are {', '.join(unknown)}")
-    shapes = {label: maps.shape for label, maps in heat_maps.maps.items()}
+    counts = {len(labels) for labels in heat_maps.labels}
+    due = (len(heat_maps.stems), *counts, *heat_maps.tiles.shape[1:3])
     if (
-        not len(heat_maps.stems) == len(heat_maps.tiles) > 0
-        or set(shapes.values()) != {heat_maps.tiles.shape[:-1]}
+        not len(heat_maps.stems) == len(heat_maps.tiles) == len(heat_maps.labels) > 0
+        or len(counts) > 1
+        or 0 in counts
+        or heat_maps.maps.shape != due
         or heat_maps.tiles.shape[3:] != (3,)
     ):
         raise DataError(
-            f"heat maps: {len(heat_maps.stems)} stems, tiles {heat_maps.tiles.shape}, maps {shapes}"
+            f"heat maps: {len(heat_maps.stems)} stems, {sorted(counts)} labels each, tiles "
+            f"{heat_maps.tiles.shape}, maps {heat_maps.maps.shape}"
         )
 
 
@@ -234,28 +219,18 @@ def _edges(evaluation: LabelEvaluation) -> list[dict[str, Any]]:
     ]
 
 
-# Pictures
-
-_CLASS_BARS = "class-f1.png"
-_CURVES = "precision-recall.png"
-_MATRIX = "co-occurrence.png"
-_GRAPH = "label-graph.png"
-_SCENES = "features.png"
-_HEAT = "heat-maps.png"
-
-
 def _pictures(evaluation: LabelEvaluation) -> dict[str, str]:
     """File name -> caption."""
     pictures = {
-        _CLASS_BARS: "F1 of each class at threshold 0.5 and with its tuned threshold",
-        _CURVES: "Precision and recall of each class over all thresholds",
-        _MATRIX: "Which labels the training tiles have together",
-        _GRAPH: f"The label graph of the training tiles at Q = {evaluation.edge_threshold:g}",
+        CLASS_BARS: "F1 of each class at threshold 0.5 and with its tuned threshold",
+        CURVES: "Precision and recall of each class over all thresholds",
+        MATRIX: "Which labels the training tiles have together",
+        GRAPH: f"The label graph of the training tiles at Q = {evaluation.edge_threshold:g}",
     }
     if evaluation.features is not None:
-        pictures[_SCENES] = "The network's features of the test tiles in the plane (t-SNE)"
+        pictures[SCENES] = "The network's features of the test tiles in the plane (t-SNE)"
     if evaluation.heat_maps is not None:
-        pictures[_HEAT] = (
+        pictures[HEAT_MAPS] = (
             "Where on the tile the network sees a label, with its score and whether the "
             "annotation has it"
         )
@@ -266,19 +241,19 @@ def _drawings(evaluation: LabelEvaluation) -> Iterator[tuple[str, Figure]]:
     """File name and picture of each of `_pictures`, drawn when it is asked for."""
     at_half, tuned = (_table_of(evaluation, values) for values in _thresholds(evaluation).values())
     labels, truth = evaluation.labels, evaluation.train_truth
-    yield _CLASS_BARS, label_pictures.class_bars(at_half, tuned)
+    yield CLASS_BARS, label_pictures.class_bars(at_half, tuned)
     yield (
-        _CURVES,
+        CURVES,
         label_pictures.precision_recall_panels(
             evaluation.test_truth, evaluation.test_scores, at_half, tuned
         ),
     )
-    yield _MATRIX, label_pictures.co_occurrence_matrix(labels, truth)
-    yield _GRAPH, label_pictures.label_graph(labels, truth, evaluation.edge_threshold)
+    yield MATRIX, label_pictures.co_occurrence_matrix(labels, truth)
+    yield GRAPH, label_pictures.label_graph(labels, truth, evaluation.edge_threshold)
     if evaluation.features is not None:
-        yield _SCENES, _scene_map(evaluation, evaluation.features)
+        yield SCENES, _scene_map(evaluation, evaluation.features)
     if evaluation.heat_maps is not None:
-        yield _HEAT, _heat_map_grid(evaluation, evaluation.heat_maps)
+        yield HEAT_MAPS, _heat_map_grid(evaluation, evaluation.heat_maps)
 
 
 def _scene_map(evaluation: LabelEvaluation, features: NDArray[Any]) -> Figure:
@@ -290,183 +265,17 @@ def _scene_map(evaluation: LabelEvaluation, features: NDArray[Any]) -> Figure:
 
 def _heat_map_grid(evaluation: LabelEvaluation, heat_maps: HeatMaps) -> Figure:
     places = {stem: row for row, stem in enumerate(evaluation.test_stems)}
-    rows = [places[stem] for stem in heat_maps.stems]
-    columns = {label: list(evaluation.labels).index(label) for label in heat_maps.maps}
-    remarks = {
-        label: [
-            f"score {evaluation.test_scores[row, column]:.2f}, "
-            f"{'present' if evaluation.test_truth[row, column] else 'absent'}"
-            for row in rows
-        ]
-        for label, column in columns.items()
-    }
-    return label_pictures.heat_map_grid(heat_maps.tiles, heat_maps.maps, heat_maps.stems, remarks)
+    columns = {label: column for column, label in enumerate(evaluation.labels)}
 
+    def remark(stem: str, label: str) -> str:
+        cell = places[stem], columns[label]
+        there = "present" if evaluation.test_truth[cell] else "absent"
+        return f"score {evaluation.test_scores[cell]:.2f}, {there}"
 
-# Text
-
-
-def report_text(facts: Mapping[str, Any]) -> str:
-    """The report in Markdown, from what `label_report` gives."""
-    pictures = {
-        name: f"![{caption}]({name})\n\n*{caption}.*" for name, caption in facts["pictures"].items()
-    }
-    parts = [
-        _introduction(facts),
-        "## Figures",
-        _headline(facts),
-        _floor_notes(facts),
-        _tuning(facts),
-        "## Classes",
-        _classes(facts),
-        pictures[_CLASS_BARS],
-        pictures[_CURVES],
-        "## Labels that are taken for each other",
-        "Tiles that miss the one label and wrongly have the other, at threshold 0.5; beside them "
-        "how many there would be by chance, if both errors fell on tiles independently.",
-        _confused(facts),
-        "## The labels of the training tiles",
-        pictures[_MATRIX],
-        pictures[_GRAPH],
-        *(
-            f"## {title}\n\n{pictures[name]}"
-            for name, title in ((_SCENES, "Features"), (_HEAT, "Heat maps"))
-            if name in pictures
-        ),
+    remarks = [
+        [remark(stem, label) for label in labels]
+        for stem, labels in zip(heat_maps.stems, heat_maps.labels, strict=True)
     ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _introduction(facts: Mapping[str, Any]) -> str:
-    tiles = facts["tiles"]
-    notes = [f"- {name}: {_line(note)}" for name, note in facts["notes"].items()]
-    return "\n".join(
-        [
-            f"# Labels of {facts['model']}",
-            "",
-            f"- Split: `{facts['split']}` (SHA-256 `{facts['split_sha256']}`), "
-            f"{tiles['train']} training, {tiles['val']} validation and {tiles['test']} test tiles",
-            f"- Seed: {facts['seed']}",
-            f"- Commit: `{facts['commit']}`",
-            "- Threshold: 0.5 for every label; beside it, for each label the threshold with the "
-            "best F1 on the validation tiles",
-            f"- Classes without positives: {MACRO_RULE}",
-            *notes,
-        ]
+    return label_pictures.heat_map_grid(
+        heat_maps.tiles, heat_maps.maps, heat_maps.stems, heat_maps.labels, remarks
     )
-
-
-def _headline(facts: Mapping[str, Any]) -> str:
-    floors = facts["floors"]
-    systems = [facts["values"]["half"], facts["values"]["tuned"], *floors.values()]
-    header = (
-        "Test tiles",
-        "Threshold 0.5",
-        "Tuned thresholds",
-        *(f"Floor: {name.replace('_', ' ')}" for name in floors),
-    )
-    rows = [(words, *(_figure(values, name) for values in systems)) for name, words in _FIGURES]
-    return _table(header, rows)
-
-
-def _figure(values: Mapping[str, float], name: str) -> str:
-    if name not in values:
-        return _NONE
-    return f"{values[name]:.0f}" if name in _COUNTS else _share(values[name])
-
-
-def _floor_notes(facts: Mapping[str, Any]) -> str:
-    at_half = facts["values"]["half"]
-    notes = [
-        f"- Floor {name.replace('_', ' ')}: {_FLOORS[name]}."
-        for name in facts["floors"]
-        if name in _FLOORS
-    ]
-    return "\n".join(
-        [
-            "Floors are systems that see no pixel, at threshold 0.5; a dash is a figure that was "
-            "not measured for them. The F of mean P and mean R is never below the mean of F, at "
-            f"0.5 here {at_half['f1_paper'] - at_half['f1_samples']:.3f} above it: compare it only "
-            "with papers that give it.",
-            "",
-            *notes,
-        ]
-    ).rstrip()
-
-
-def _tuning(facts: Mapping[str, Any]) -> str:
-    told = [
-        f"{_share(facts[part]['half']['f1_macro'])} to {_share(facts[part]['tuned']['f1_macro'])}"
-        for part in ("val_values", "values")
-    ]
-    return (
-        "Tuned thresholds take the mean F1 of the classes on the validation tiles, where they "
-        f"were chosen, from {told[0]}; on the test tiles from {told[1]}."
-    )
-
-
-def _classes(facts: Mapping[str, Any]) -> str:
-    header = (
-        "Label",
-        "Positive tiles",
-        "AP",
-        *(f"{name} at 0.5" for name in ("Predicted", "P", "R", "F1")),
-        "Tuned threshold",
-        *(f"{name} tuned" for name in ("Predicted", "P", "R", "F1")),
-    )
-    rows = [
-        (
-            half["label"],
-            str(half["support"]),
-            _share(half["average_precision"]),
-            *_decided(half),
-            f"{tuned['threshold']:.3f}",
-            *_decided(tuned),
-        )
-        for half, tuned in zip(facts["classes"]["half"], facts["classes"]["tuned"], strict=True)
-    ]
-    return _table(header, rows)
-
-
-def _decided(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return str(row["predicted"]), *(_share(row[name]) for name in ("precision", "recall", "f1"))
-
-
-def _confused(facts: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            pair["missed"],
-            pair["added"],
-            str(len(pair["tiles"])),
-            f"{pair['expected']:.1f}",
-            ", ".join(pair["tiles"][:_EXAMPLES])
-            + (", …" if len(pair["tiles"]) > _EXAMPLES else ""),
-        )
-        for pair in facts["confused_pairs"]["half"]
-    ]
-    if not rows:
-        return "There is no such tile."
-    header = ("Missed", "Wrongly added", "Tiles", "By chance", "For example")
-    return _table(header, rows, words=(0, 1, 4))
-
-
-def _share(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3f}"
-
-
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)
-) -> str:
-    """A Markdown table; the columns that hold words stand to the left, numbers to the right."""
-    lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in (header, *rows)]
-    rule = "|".join("---" if column in words else "---:" for column in range(len(header)))
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
-
-
-def _cell(text: str) -> str:
-    """The text on one line, with nothing that ends a cell."""
-    return _line(text).replace("|", "\\|")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -28,12 +29,14 @@ class Measurement:
     values: dict[str, float]
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    tuned: dict[str, float] = field(default_factory=dict)  # with the run's own thresholds
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON writes them."""
         return {
             "tiles": self.tiles,
             "values": self.values,
+            **({"tuned": self.tuned} if self.tuned else {}),
             "floors": self.floors,
             "notes": self.notes,
         }
@@ -85,6 +88,9 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Figures of the validation split."""
+
+    def calibrate(self, folder: Path) -> None:
+        """Chooses on the validation split what the finished weights leave open; nothing here."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in an order that depends on seed and epoch alone."""

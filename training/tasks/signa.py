@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from tilesight.errors import ConfigError, DataError
 from tilesight.manifest import Strict
-from training import augment, floors, metrics, run
+from training import augment, floors, metrics, run, thresholds
 from training.config import SignaRun
 from training.datasets.multilabel import MultiLabelSet, open_set
-from training.label_figures import half
+from training.label_figures import all_figures, half
 from training.label_vectors import VectorSource, read_vectors
 from training.models.backbone import load_base_weights
 from training.models.label_graph import LabelGraph, label_graph
@@ -165,6 +165,12 @@ class SignaTask(Task):
         values = figures(self.val_part, scores)
         return {name: values[name] for name in ("f1_samples", "f1_micro", "f1_macro", "map")}
 
+    def calibrate(self, folder: Path) -> None:
+        """Chooses the labels' thresholds, by the weights as they were rounded and kept."""
+        card, network = load(folder, self.config)
+        scores = predict(network, self.val_part.tiles)
+        thresholds.write(folder, thresholds.choose(card.labels, self.val_part.truth, scores))
+
 
 def _label_vectors(
     config: SignaRun, labels: list[str], path: Path | None
@@ -200,9 +206,14 @@ def load(folder: Path, config: SignaRun) -> tuple[SignaCard, Signa]:
 
 def evaluate(folder: Path, config: SignaRun, data: Path, part: str) -> Measurement:
     """The figures of a run's checkpoint on a part of the split."""
-    _, network = load(folder, config)
+    card, network = load(folder, config)
     examples = read_part(data, part, config.image_size, config.dataset)
-    return measure(examples, predict(network, examples.tiles), open_set(config.dataset, data))
+    return measure(
+        examples,
+        predict(network, examples.tiles),
+        open_set(config.dataset, data),
+        thresholds.read(folder, card.labels),
+    )
 
 
 def figures(part: SignaPart, scores: NDArray[np.float32]) -> dict[str, float]:
@@ -210,19 +221,28 @@ def figures(part: SignaPart, scores: NDArray[np.float32]) -> dict[str, float]:
     return metrics.label_metrics(part.truth, scores, half(scores.shape[1]))
 
 
-def measure(part: SignaPart, scores: NDArray[np.float32], tagged: MultiLabelSet) -> Measurement:
-    """The figures of the scores at threshold 0.5, with what label statistics alone would reach."""
+def measure(
+    part: SignaPart,
+    scores: NDArray[np.float32],
+    tagged: MultiLabelSet,
+    chosen: thresholds.Thresholds,
+) -> Measurement:
+    """All figures at threshold 0.5 and at the tuned ones, and what label statistics alone reach."""
     train = _present(tagged, "train")
     return Measurement(
         tiles=len(part.stems),
-        values=figures(part, scores),
+        values=all_figures(part.truth, scores, half(scores.shape[1])),
+        tuned=all_figures(part.truth, scores, chosen.of(tagged.labels)),
         floors=floors.label_floors(
             tagged.matrix(train),
             part.truth,
             scenes_of(tagged, train),
             scenes_of(tagged, part.stems),
         ),
-        notes={"threshold": "0.5 for every label"},
+        notes={
+            "threshold": "0.5 for every label; tuned: one a label, chosen on the validation tiles",
+            "exported thresholds": chosen.reason,
+        },
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training import run
+from training import run, thresholds
 from training.config import SignaRun
 from training.datasets.multilabel import open_set
 from training.models.layercam import layer_cam
@@ -32,7 +32,8 @@ def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measu
         signa.read_part(data, part, config.image_size, config.dataset) for part in ("val", "test")
     )
     scores = signa.predict(network, test.tiles)
-    measurement = signa.measure(test, scores, tagged)
+    chosen = thresholds.read(folder, card.labels)
+    measurement = signa.measure(test, scores, tagged, chosen)
     write_label_report(
         LabelEvaluation(
             model=f"{config.model}, {config.architecture.method}",
@@ -49,6 +50,7 @@ def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measu
             commit=made_of["commit"],
             edge_threshold=config.architecture.label_threshold,
             floors=measurement.floors,
+            notes={"Exported thresholds": chosen.reason},
             features=_features(network, test.tiles),
             scenes=signa.scenes_of(tagged, test.stems),
             heat_maps=_heat_maps(network, test, card.labels),
@@ -70,21 +72,28 @@ def _features(network: Signa, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
     )
 
 
-def _heat_maps(network: Signa, part: signa.SignaPart, labels: list[str]) -> HeatMaps:
-    """Tiles from all over the part, with the maps of the labels that most of them have.
+def _heat_maps(network: Signa, part: signa.SignaPart, labels: list[str]) -> HeatMaps | None:
+    """Tiles from all over the part, with the maps of the rarest labels that each of them has.
 
-    At the third stage: its grid is twice as fine as the last one's.
+    At the third stage: its grid is twice as fine as the last one's. None where no tile has as many
+    labels as are shown.
     """
-    rows = np.linspace(0, len(part.stems) - 1, min(_SHOWN_TILES, len(part.stems))).astype(int)
-    columns = np.argsort(-part.truth[rows].sum(axis=0), kind="stable")[:_SHOWN_LABELS]
+    rich = np.flatnonzero(part.truth.sum(axis=1) >= _SHOWN_LABELS)
+    if not len(rich):
+        return None
+    rows = rich[np.linspace(0, len(rich) - 1, min(_SHOWN_TILES, len(rich))).astype(int)]
+    rarest = np.argsort(part.truth.sum(axis=0), kind="stable")
+    columns = np.array([rarest[part.truth[row, rarest] > 0][:_SHOWN_LABELS] for row in rows])
     device = next(network.parameters()).device
     tiles = torch.from_numpy(part.tiles[rows]).to(device)
     layer = network.backbone.get_submodule("layer3")
+    of_label = {
+        int(column): layer_cam(network, layer, tiles, int(column)).cpu().numpy()
+        for column in np.unique(columns)
+    }
     return HeatMaps(
         [part.stems[row] for row in rows],
         part.tiles[rows],
-        {
-            labels[column]: layer_cam(network, layer, tiles, int(column)).cpu().numpy()
-            for column in columns
-        },
+        [[labels[column] for column in of_tile] for of_tile in columns],
+        np.array([[of_label[c][k] for c in of_tile] for k, of_tile in enumerate(columns)]),
     )
