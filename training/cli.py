@@ -78,6 +78,10 @@ def evaluate(
     weights: Annotated[
         str | None, typer.Option(help="Base weights, for the nearest-neighbour floor of captions.")
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Another data set with the same labels in place of the run's (signa)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[
         Path | None,
@@ -85,20 +89,25 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a run's checkpoint on a part of its split, its floors beside it."""
+    from tilesight.errors import ConfigError
+    from training.datasets.splits import split_sha256
     from training.evaluate import evaluate as measure
     from training.evaluate import reported
     from training.run import read_run
 
     console = Console()
     if report is None:
-        measurement = measure(run, data, split, weights)
-    else:
+        measurement = measure(run, data, split, weights, dataset)
+    elif dataset is None:
         measurement = reported(run, data, split, report)
+    else:
+        raise ConfigError("--report: of the run's own data set; leave --dataset out")
     if as_json:
         console.print_json(json.dumps(measurement.as_json()))
         return
     config, provenance = read_run(run)
-    name, digest = provenance["split"], provenance["split_sha256"][split]
+    name = dataset or provenance["split"]
+    digest = split_sha256(name, split)
     show(console, f"{config.model}, {split} part of {name} ({digest[:12]})", measurement)
 
 
@@ -116,13 +125,12 @@ def study(
     ] = None,
 ) -> None:
     """Fit variants of a model with several seeds, and compare them in one table."""
-    from training.study import read_study, run_study, written
+    from training.study import REPORT_NAME, read_study, run_study
 
     console = Console()
-    wanted = read_study(grid, weights)
-    table = run_study(wanted, data, weights, out, vectors=vectors, say=console.print)
-    console.print(written(wanted, table, 0))
-    console.print(f"written: {out / 'study.md'}")
+    run_study(read_study(grid, weights), data, weights, out, vectors=vectors, say=console.print)
+    console.print((out / REPORT_NAME).read_text(encoding="utf-8"), markup=False)
+    console.print(f"written: {out / REPORT_NAME}")
 
 
 def show(console: Console, title: str, measurement: "Measurement") -> None:

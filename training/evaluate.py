@@ -9,23 +9,27 @@ from training.tasks.base import Measurement
 PARTS = ("train", "val", "test")
 
 
-def evaluate(folder: Path, data: Path, part: str, weights: str | None = None) -> Measurement:
-    """The figures of a run folder's checkpoint on a part of its split.
+def evaluate(
+    folder: Path, data: Path, part: str, weights: str | None = None, dataset: str | None = None
+) -> Measurement:
+    """The figures of a run folder's checkpoint on a part of its split, or of another data set's.
 
     The base weights are only for the floors that need a pretrained network's features.
 
     Raises:
-        ConfigError: no such part.
+        ConfigError: no such part, or another data set that the model is not made for.
         DataError: the data folder lacks images or annotations.
         RunError: the run folder is incomplete.
     """
     _check(data, part)
     config, _ = run.read_run(folder)
+    if dataset is not None and config.model != "signa":
+        raise ConfigError(f"--dataset: {config.model} is measured on its own data set alone")
     match config.model:
         case "signa":
             from training.tasks import signa
 
-            return signa.evaluate(folder, config, data, part)
+            return signa.evaluate(folder, config, data, part, dataset)
         case "jtts":
             from training.tasks import jtts
 

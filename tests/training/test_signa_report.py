@@ -8,9 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.training.test_config import tiny_config
+from tests.training.test_multilabel import draw_aid
 from tilesight.cli import build
-from tilesight.errors import ConfigError
+from tilesight.errors import ConfigError, DataError
 from training import augment
+from training.datasets.multilabel import open_set
+from training.datasets.splits import split_sha256
 from training.evaluate import evaluate, reported
 from training.fit import train
 
@@ -62,3 +65,42 @@ def test_a_coarser_tile_keeps_its_size_and_mean_and_loses_detail() -> None:
     assert float(coarse.mean()) == pytest.approx(float(tile.mean()), abs=3)
     assert coarse.std() < 0.8 * tile.std()
     assert augment.coarsened(tile, rng, 0.0, 0.25) is tile
+
+
+# Another data set
+
+
+def test_a_run_is_measured_on_another_set_with_the_same_labels(
+    finished: Path, tmp_path: Path
+) -> None:
+    aid = draw_aid(tmp_path / "aid")
+    words = ["evaluate", str(finished), "--data", str(aid), "--dataset", "aid"]
+    told = CliRunner().invoke(build(), words)
+    assert told.exit_code == 0, told.output
+    assert f"test part of aid ({split_sha256('aid', 'test')[:12]})" in " ".join(told.output.split())
+    found = evaluate(finished, aid, "test", dataset="aid")
+    truth = open_set("aid", aid)
+    assert found.tiles == len(truth.present(truth.part_stems("test")))
+    assert found.floors["constant_set"]["f1_samples"] > 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "told"),
+    [
+        ("ucm_aitlas", DataError, r"\d+ of the 420 tiles of its test part are training or valid"),
+        ("dfc15", ConfigError, "its labels are not those of the run"),
+        ("eurosat", DataError, "no multi-label data set 'eurosat'"),
+    ],
+)
+def test_what_the_run_cannot_be_measured_on_is_refused(
+    dataset: str, kind: type[Exception], told: str, finished: Path, ucm_miniature: Path
+) -> None:
+    with pytest.raises(kind, match=told):
+        evaluate(finished, ucm_miniature, "test", dataset=dataset)
+
+
+def test_a_report_is_of_the_runs_own_set(finished: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(finished), "--data", str(tmp_path), "--dataset", "aid"]
+    told = CliRunner().invoke(build(), [*words, "--report", str(tmp_path / "report")])
+    assert isinstance(told.exception, ConfigError)
+    assert "leave --dataset out" in str(told.exception)

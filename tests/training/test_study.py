@@ -2,28 +2,24 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy import stats
 
 from tests.training.test_config import tiny_yaml
 from tilesight.errors import ConfigError
+from training.comparison import FIGURES, Outcome, permuted, rows
 from training.config import SignaRun
 from training.cost import costs
-from training.study import (
-    FIGURES,
-    Outcome,
-    merged,
-    permuted,
-    read_study,
-    rows,
-    run_study,
-    written,
-)
+from training.datasets.splits import split_sha256
+from training.reports import study_report
+from training.study import merged, read_study, run_study
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
@@ -41,7 +37,7 @@ def write_study(folder: Path, **changes: Any) -> Path:  # noqa: ANN401
         "against": "plain",
         "seeds": [1, 2],
         "base": "base.yaml",
-        "epochs": 1,
+        "common": {"fit": {"epochs": 1}},
         "variants": {"plain": {"architecture": {"method": "plain"}}, "signa": {}},
     }
     path = folder / "study.yaml"
@@ -84,6 +80,11 @@ def test_changes_go_level_by_level() -> None:
             r"variants\.x: architecture\.stage: .*layer1",
         ),
         ({"variants": {"plain": {}, "x": {"architecture": {"heads": 9}}}}, r"variants\.x: .*heads"),
+        ({"common": {"image_size": 100}}, "common: image_size: .*multiple of 32"),
+        (
+            {"variants": {"plain": {}, "x": {"dataset": "aid"}}},
+            r"variants\.x: dataset: aid, plain has ucm",
+        ),
     ],
 )
 def test_what_is_no_study_is_told(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -128,9 +129,7 @@ def test_the_permutation_test_sees_a_difference_and_no_other() -> None:
     assert permuted(noise - noise.mean() + 0.05) < 0.01
 
 
-def test_a_study_goes_on_and_runs_nothing_twice(
-    ucm_miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_goes_on_and_runs_nothing_twice(ucm_miniature: Path, tmp_path: Path) -> None:
     study, out = read_study(write_study(tmp_path)), tmp_path / "out"
     said: list[str] = []
     table = run_study(study, ucm_miniature, None, out, say=said.append)
@@ -142,7 +141,13 @@ def test_a_study_goes_on_and_runs_nothing_twice(
     document = json.loads((out / "study.json").read_text(encoding="utf-8"))
     assert document["runs_left"] == 0
     assert document["rows"][1]["mean"]["map"] == table[1].mean["map"]
-    assert written(study, table, 0) == (out / "study.md").read_text(encoding="utf-8")
+    text = (out / "study.md").read_text(encoding="utf-8")
+    assert study_report.study_text(document) == text
+    assert split_sha256("ucm", "test") in text
+    floor = document["floors"]["oracle_scene"]["f1_samples"]
+    assert f"| floor: oracle scene | - | {floor:.4f} |" in text
+    with Image.open(out / "study.png") as picture:
+        assert picture.format == "PNG"
 
     # A finished study only writes its table again; of a lost run, that run alone is run.
     shutil.rmtree(out / "runs/signa/seed-2")
@@ -150,6 +155,17 @@ def test_a_study_goes_on_and_runs_nothing_twice(
     again = run_study(study, ucm_miniature, None, out, say=said.append)
     assert [line for line in said if line.startswith("run ")] == ["run 4 of 4: signa, seed 2"]
     assert [one.mean for one in again] == [one.mean for one in table]
+
+
+def test_the_picture_has_a_point_for_each_seed_and_a_line_for_each_mean() -> None:
+    plain = {1: outcome(0.90, [0.5, 1]), 2: outcome(0.92, [0.7, 1])}
+    table = rows({"plain": plain, "signa": {1: outcome(0.95, [1, 1])}}, "plain")
+    facts = {"title": "Two", "rows": [asdict(one) for one in table]}
+    for axes in study_report.study_figure(facts).axes:
+        assert [line.get_xdata().tolist() for line in axes.lines] == [[0.90, 0.92], [0.95]]
+        means = [lines.get_segments()[0][0][0] for lines in axes.collections]
+        assert means == pytest.approx([0.91, 0.95])
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "signa"]
 
 
 def test_what_a_network_costs_is_counted_without_its_label_branch() -> None:

@@ -226,6 +226,11 @@ class MultiLabelSet:
         return ucm.find_tile(self._images(source) / scene, bare)
 
 
+def bare_stem(stem: str) -> str:
+    """The stem as it is in the tile's own set, without the prefix that it has in a union."""
+    return stem.rpartition("/")[2]
+
+
 def open_set(name: str, data: Path) -> MultiLabelSet:
     """The data set of this name in its data folder.
 

@@ -15,7 +15,8 @@ from tilesight.errors import ConfigError, DataError
 from tilesight.manifest import Strict
 from training import augment, floors, metrics, run, thresholds
 from training.config import SignaRun
-from training.datasets.multilabel import MultiLabelSet, open_set
+from training.datasets.multilabel import MultiLabelSet, bare_stem, open_set
+from training.datasets.splits import read_split
 from training.label_figures import all_figures, half
 from training.label_vectors import VectorSource, read_vectors
 from training.models.backbone import load_base_weights
@@ -204,16 +205,37 @@ def load(folder: Path, config: SignaRun) -> tuple[SignaCard, Signa]:
     return card, network.eval().to(run.device())
 
 
-def evaluate(folder: Path, config: SignaRun, data: Path, part: str) -> Measurement:
-    """The figures of a run's checkpoint on a part of the split."""
+def evaluate(
+    folder: Path, config: SignaRun, data: Path, part: str, dataset: str | None = None
+) -> Measurement:
+    """The figures of a run's checkpoint on a part of its split, or of another set's.
+
+    Raises:
+        ConfigError: the other set has other labels.
+        DataError: tiles or annotations are missing, or tiles of the part were trained on.
+    """
     card, network = load(folder, config)
-    examples = read_part(data, part, config.image_size, config.dataset)
+    tagged = open_set(dataset or config.dataset, data)
+    if tagged.labels != card.labels:
+        raise ConfigError(f"--dataset {tagged.name}: its labels are not those of the run")
+    if tagged.name != config.dataset:
+        _check_unseen(tagged, part, config.dataset)
+    examples = read_part(data, part, config.image_size, tagged.name)
     return measure(
-        examples,
-        predict(network, examples.tiles),
-        open_set(config.dataset, data),
-        thresholds.read(folder, card.labels),
+        examples, predict(network, examples.tiles), tagged, thresholds.read(folder, card.labels)
     )
+
+
+def _check_unseen(tagged: MultiLabelSet, part: str, trained_on: str) -> None:
+    """Raises a DataError where tiles of the part were trained on, or chose the epoch."""
+    used = {bare_stem(stem) for known in ("train", "val") for stem in read_split(trained_on, known)}
+    listed = tagged.part_stems(part)
+    seen = sum(bare_stem(stem) in used for stem in listed)
+    if seen:
+        raise DataError(
+            f"--dataset {tagged.name}: {seen} of the {len(listed)} tiles of its {part} part are "
+            f"training or validation tiles of {trained_on}"
+        )
 
 
 def figures(part: SignaPart, scores: NDArray[np.float32]) -> dict[str, float]:
