@@ -95,16 +95,14 @@ def read_study(path: Path, weights: str | None = None) -> Study:
             variant is named.
     """
     try:
-        file = StudyFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        file = StudyFile.model_validate(_content(path))
     except ValidationError as error:
         raise ConfigError(f"{path}: {_told(error)}") from None
-    base = path.parent / file.base if file.base else default_config_path("signa")
-    content = yaml.safe_load(base.read_text(encoding="utf-8"))
-    common = merged(content, file.common)
+    source = path.parent / file.base if file.base else default_config_path("signa")
+    base = _content(source)
+    if not isinstance(base, Mapping):
+        raise ConfigError(f"{source}: not a configuration: no keys")
+    common = merged(base, file.common)
     _checked(common, f"{path}: common")
     variants: dict[str, dict[int, SignaRun]] = {}
     for name, changes in file.variants.items():
@@ -122,6 +120,15 @@ def read_study(path: Path, weights: str | None = None) -> Study:
                 f"{datasets[study.against]}; what is compared is measured on the same tiles"
             )
     return study
+
+
+def _content(path: Path) -> Any:  # noqa: ANN401 (what YAML holds is checked by the models)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
 
 
 def _checked(content: Mapping[str, Any], where: str) -> SignaRun:
@@ -168,13 +175,16 @@ def run_study(
     `study.json`, `study.md` and `study.png` hold it, anew after each run.
 
     Raises:
+        ConfigError: a finished run has another configuration.
         TilesightError: as `training.fit.train` raises it.
     """
     outcomes: dict[str, dict[int, Outcome]] = {name: {} for name in study.variants}
     all_runs = study.runs()
     for number, (name, seed, config) in enumerate(all_runs, start=1):
         folder = out / "runs" / name / f"seed-{seed}"
-        if not (folder / run.METRICS).is_file():
+        if (folder / run.METRICS).is_file():
+            _check_same(folder, config)
+        else:
             say(f"run {number} of {len(all_runs)}: {name}, seed {seed}")
             wanted = vectors if not config.architecture.learned_vectors else None
             train(
@@ -192,6 +202,16 @@ def run_study(
     table = rows(outcomes, study.against, costs(study.first))
     _write(study, outcomes, table, out, 0)
     return table
+
+
+def _check_same(folder: Path, config: SignaRun) -> None:
+    """Raises a ConfigError where the finished run is one of another configuration."""
+    finished, _ = run.read_run(folder)
+    if finished != config:
+        raise ConfigError(
+            f"{folder}: finished with another configuration than the study now has; take another "
+            "--out, or remove the folder"
+        )
 
 
 def _outcome(folder: Path, config: SignaRun, data: Path) -> Outcome:

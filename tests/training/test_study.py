@@ -32,6 +32,7 @@ _STUDIES = sorted((Path(__file__).parents[2] / "training/configs/studies").glob(
 def write_study(folder: Path, **changes: Any) -> Path:  # noqa: ANN401
     base = folder / "base.yaml"
     base.write_text(yaml.safe_dump(tiny_yaml("signa")), encoding="utf-8")
+    (folder / "list.yaml").write_text("- model\n", encoding="utf-8")
     content = {
         "title": "Two",
         "against": "plain",
@@ -80,6 +81,8 @@ def test_changes_go_level_by_level() -> None:
             r"variants\.x: architecture\.stage: .*layer1",
         ),
         ({"variants": {"plain": {}, "x": {"architecture": {"heads": 9}}}}, r"variants\.x: .*heads"),
+        ({"base": "absent.yaml"}, r"absent\.yaml: No such file"),
+        ({"base": "list.yaml"}, r"list\.yaml: not a configuration"),
         ({"common": {"image_size": 100}}, "common: image_size: .*multiple of 32"),
         (
             {"variants": {"plain": {}, "x": {"dataset": "aid"}}},
@@ -155,6 +158,11 @@ def test_a_study_goes_on_and_runs_nothing_twice(ucm_miniature: Path, tmp_path: P
     again = run_study(study, ucm_miniature, None, out, say=said.append)
     assert [line for line in said if line.startswith("run ")] == ["run 4 of 4: signa, seed 2"]
     assert [one.mean for one in again] == [one.mean for one in table]
+
+    # With another study file the finished runs are others' runs.
+    changed = read_study(write_study(tmp_path, common={"image_size": 96, "fit": {"epochs": 1}}))
+    with pytest.raises(ConfigError, match="plain/seed-1: finished with another configuration"):
+        run_study(changed, ucm_miniature, None, out)
 
 
 def test_the_picture_has_a_point_for_each_seed_and_a_line_for_each_mean() -> None:
