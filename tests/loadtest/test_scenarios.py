@@ -24,6 +24,7 @@ from tests.conftest import ROOT
 from tests.serving.bundles import write_repository
 from tests.serving.gateway import wait_for
 from tilesight.repository import Repository
+from tilesight.runtimes import passed_pairs
 
 # Small enough for a test: what is found is not judged here, only that it is found.
 SHORT = ["--tiles-limit", "8"]
@@ -169,6 +170,12 @@ def test_a_second_version_of_the_committed_model(tmp_path: Path) -> None:
     assert served == Repository(MODELS).current("signa")
     assert made.verified("signa", added).graph.precision == "float32"
     assert made.stale_configs() == {}
+    # What passed with this graph, and nothing of the others.
+    pairs = passed_pairs(made.folder("signa", added), made.manifest("signa", added))
+    assert [str(pair) for pair in pairs] == [
+        "onnxruntime float32 of model.onnx",
+        "openvino bfloat16 of model.onnx",
+    ]
     # The same again, of a repository whose served version is not its only one.
     again = two_versions(made.root, tmp_path / "again")
     assert again.versions("signa")[-2:] == [added, added + 1]
