@@ -93,12 +93,13 @@ KINDS = (
         optional=True,
     ),
     Kind("gateway_triton", "this gateway over Triton", runtime="triton"),
-    # bfloat16 or int8, whatever passed the gates of the export: as far off as int8 may be.
+    # bfloat16 or int8, whatever passed the gates of the export. Its golden answer and that of the
+    # graph the others run may each be 0.05 from torch's, on either side.
     Kind(
         "gateway_openvino",
         "this gateway with OpenVINO",
         runtime="openvino",
-        tolerance=5e-2,
+        tolerance=1e-1,
         optional=True,
     ),
 )  # fmt: skip

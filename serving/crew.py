@@ -26,6 +26,9 @@ log = logging.getLogger("tilesight.crew")
 RETRY_S = 1
 # A crew that goes second begins something this often however busy the first one is.
 _AT_LEAST_EVERY_S = 0.1
+# So long no row gets all cores after one had to wait for a row that did: two clients that take
+# turns would each wait for the other's run, where a core for each answers both at once.
+_COMPANY_S = 0.1
 
 
 class Crew:
@@ -67,6 +70,8 @@ class Crew:
         self._closed = False
         self._awake = 0  # threads that do not wait for something to do
         self._begun_s = 0.0
+        self._one_alone = False  # whether a run has the machine for itself
+        self._company_s = -_COMPANY_S  # when a row last came during such a run
         self._first = first
         self._second: Crew | None = None
         if first:
@@ -96,6 +101,8 @@ class Crew:
                 thread.start()
         rows = job.rows()
         with self._due:
+            if self._one_alone:
+                self._company_s = time.monotonic()
             if isinstance(job, TileJob):
                 self._tiles.extend(rows)
                 if job.station:
@@ -269,11 +276,15 @@ class Crew:
         return run
 
     def _alone(self, station: Station, rows: list[Row]) -> Run | None:
-        """A run on all cores, for a row that nothing else runs or waits beside."""
+        """A run on all cores, for a row that nothing else runs, is decoded or waits beside."""
         if station.lone is None or len(rows) > 1 or self._cores < self._all_cores:
             return None
-        if self._waiting():
+        # This thread is awake; another one that is decodes a tile.
+        if self._waiting() or self._awake > 1:
             return None
+        if time.monotonic() - self._company_s < _COMPANY_S:
+            return None
+        self._one_alone = True
         return Run(self, station, station.lone, rows, self._all_cores)
 
     def _wake(self) -> None:
@@ -304,7 +315,9 @@ class Crew:
     def ended(self, station: Station, session: Session, threads: int) -> None:
         """A run has given back its cores."""
         with self._due:
-            if session is not station.lone:
+            if session is station.lone:
+                self._one_alone = False
+            else:
                 station.free.append(session)
             self._cores += threads
             self._wake()

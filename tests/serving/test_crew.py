@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving import crew as crew_module
 from serving.crew import Crew
 from serving.errors import ModelOutputError, OverloadedError
 from serving.jobs import Ask, Job, TileJob
@@ -354,9 +355,50 @@ async def test_a_row_that_is_alone_gets_all_cores_and_others_wait_for_them() -> 
     assert (await several, await beside) == ([8, 10], [12])
     assert lone.batches == [[1]], "another run held a core"
     # A run is answered before it gives its cores back.
-    await until(lambda: crew._cores == 2)
+    await until(lambda: not crew.at_work)
+    await asyncio.sleep(2 * crew_module._COMPANY_S)
     assert await found(crew, job(station, 7.5)) == [15]
     assert lone.batches == [[1], [7.5]]
+    crew.close()
+
+
+async def test_a_row_that_another_had_to_wait_for_is_followed_by_rows_of_a_core_each() -> None:
+    shared, lone = Doubling(), Doubling(held=True)
+    crew = Crew("test", 2, Metrics(), threads=2)
+    station = Station("model", Plan("way", 2, 1, 1, lone=2), [shared, shared], lone)
+    crew.open(station)
+    first = asyncio.create_task(found(crew, job(station, 1)))
+    await until(lone.begun.is_set)
+    second = asyncio.create_task(found(crew, job(station, 2)))
+    await until(lambda: len(station.ready) == 1)
+    lone.go.set()
+    assert (await first, await second) == ([2], [4])
+    # Whoever asks next is likely to have company again.
+    for value in (3, 4):
+        await until(lambda: not crew.at_work)
+        assert await found(crew, job(station, value)) == [2 * value]
+    assert (lone.batches, shared.batches) == ([[1]], [[2], [3], [4]])
+    crew.close()
+
+
+async def test_a_row_is_not_alone_while_another_tile_is_decoded() -> None:
+    shared, lone = Doubling(), Doubling()
+    crew = Crew("test", 2, Metrics(), threads=2)
+    station = Station("model", Plan("way", 2, 1, 1, lone=2), [shared, shared], lone)
+    crew.open(station)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(data: bytes) -> Pixels:
+        begun.set()
+        go.wait(20)
+        return Pixels(float(data))
+
+    other = asyncio.create_task(found(crew, tiles(station, 1, decode=slow)))
+    await until(begun.is_set)
+    assert await found(crew, job(station, 2)) == [4]
+    assert (lone.batches, shared.batches) == ([], [[2]])
+    go.set()
+    assert await other == [2]
     crew.close()
 
 
