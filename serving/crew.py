@@ -326,6 +326,8 @@ class Crew:
         """Hands out what the rows became; the jobs that are complete are told, all at once."""
         finished: list[Job] = []
         with self._due:
+            # What an answer brings at once, as a tile's code brings its questions, is no company.
+            self._one_alone = False
             for row, found in zip(rows, values, strict=True):
                 job = row.job
                 job.results[row.index] = found

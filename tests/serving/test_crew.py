@@ -18,7 +18,7 @@ from serving.errors import ModelOutputError, OverloadedError
 from serving.jobs import Ask, Job, TileJob
 from serving.lanes import INTERACTIVE, Lanes
 from serving.metrics import Metrics
-from serving.sessions import Stop
+from serving.sessions import Session, Stop
 from serving.stations import Plan, Station
 from serving.timing import Timing
 from tests.serving.gateway import settings_for
@@ -378,6 +378,35 @@ async def test_a_row_that_another_had_to_wait_for_is_followed_by_rows_of_a_core_
         await until(lambda: not crew.at_work)
         assert await found(crew, job(station, value)) == [2 * value]
     assert (lone.batches, shared.batches) == ([[1]], [[2], [3], [4]])
+    crew.close()
+
+
+async def test_what_an_answer_brings_at_once_is_no_company(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, lone = Doubling(), Doubling()
+    crew = Crew("test", 2, Metrics(), threads=2)
+    station = Station("model", Plan("way", 2, 1, 1, lone=2), [shared, shared], lone)
+    crew.open(station)
+    told, go = threading.Event(), threading.Event()
+    ended = crew.ended
+
+    def later(station: Station, session: Session, threads: int) -> None:
+        """The next row comes before the run has given its cores back."""
+        told.set()
+        go.wait(20)
+        ended(station, session, threads)
+
+    monkeypatch.setattr(crew, "ended", later)
+    assert await found(crew, job(station, 1)) == [2]
+    await until(told.is_set)
+    second = asyncio.create_task(found(crew, job(station, 2)))
+    await until(lambda: len(station.ready) == 1)
+    go.set()
+    assert await second == [4]
+    await until(lambda: not crew.at_work)
+    assert await found(crew, job(station, 3)) == [6]
+    assert [3] in lone.batches
     crew.close()
 
 
