@@ -156,7 +156,9 @@ def class_table(
     return [row(index) for index in range(len(labels))]
 
 
-def tuned_thresholds(truth: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
+def tuned_thresholds(
+    truth: NDArray[Any], scores: NDArray[Any], margin: float = 0.0
+) -> NDArray[np.float64]:
     """For each class the threshold with the best F_1 of these (validation) scores: (C,).
 
     It lies midway between two neighbouring scores of the class, or between 0 and the lowest one.
@@ -164,13 +166,17 @@ def tuned_thresholds(truth: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.fl
     without a positive tile keeps 0.5. On the data it was chosen on, no class has a lower F_1 than
     at 0.5. Keep it in float64: rounded to float32 it may fall on a score.
 
+    With a margin, thresholds that are less than it from a score are not taken, and 0.5 is kept
+    where none that is left is better: a network in another form answers a little otherwise.
+
     Raises:
         DataError: the shapes differ, or a score is not between 0 and 1.
     """
     truth, scores = _same_shape(truth, scores)
     scores = scores.astype(np.float64)
     check_scores(scores)
-    return np.array([_best_threshold(truth[:, c], scores[:, c]) for c in range(truth.shape[1])])
+    columns = range(truth.shape[1])
+    return np.array([_best_threshold(truth[:, c], scores[:, c], margin) for c in columns])
 
 
 def check_scores(scores: NDArray[Any]) -> None:
@@ -180,7 +186,7 @@ def check_scores(scores: NDArray[Any]) -> None:
         raise DataError(f"scores: not all between 0 and 1, {scores.min()} to {scores.max()}")
 
 
-def _best_threshold(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+def _best_threshold(truth: NDArray[np.int64], scores: NDArray[np.float64], margin: float) -> float:
     support = int(truth.sum())
     if support == 0:
         return HALF
@@ -195,6 +201,15 @@ def _best_threshold(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> fl
     found = truth[order].cumsum()[cuts]
     # One division of whole numbers, so that equal F_1 are equal floats.
     f1 = 2 * found / (support + cuts + 1)
+    if margin:
+        # Nothing is below the last threshold.
+        room = np.minimum(above - thresholds, np.append((thresholds - below)[:-1], np.inf))
+        present = scores >= HALF
+        better = f1 > 2 * truth[present].sum() / (support + present.sum())
+        kept = (room >= margin) & better
+        if not kept.any():
+            return HALF
+        thresholds, f1 = thresholds[kept], f1[kept]
     # By falling F_1, then by the distance from 0.5, then by the threshold.
     return float(thresholds[np.lexsort((thresholds, np.abs(thresholds - HALF), -f1))[0]])
 

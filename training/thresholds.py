@@ -22,6 +22,8 @@ from training import run
 from training.label_figures import half, tuned_thresholds
 
 _FOLDS = 5
+# As far as a score of an exported form may be from torch's.
+_MARGIN = 1e-3
 
 Rule = Literal["half", "tuned"]
 
@@ -56,12 +58,13 @@ def choose(labels: Sequence[str], truth: NDArray[Any], scores: NDArray[Any]) -> 
     """The thresholds of the validation tiles: truth (N, C), scores (N, C).
 
     The tiles are cut into five at random, always the same way; each fifth is judged by thresholds
-    tuned on the others. The tuned ones are taken where they are better there.
+    tuned on the others. The tuned ones are taken where they are better there. They keep away from
+    the scores of the validation tiles, so that an export in another form decides alike.
 
     Raises:
         DataError: the shapes differ, or a score is not between 0 and 1.
     """
-    tuned = tuned_thresholds(truth, scores)
+    tuned = tuned_thresholds(truth, scores, _MARGIN)
     held_out: Mapping[Rule, NDArray[Any]] = {
         "half": scores >= half(len(labels)),
         "tuned": _held_out(truth, scores),
@@ -84,7 +87,7 @@ def _held_out(truth: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.bool_]:
         return present
     folds = KFold(min(_FOLDS, len(truth)), shuffle=True, random_state=0)
     for others, own in folds.split(truth):
-        present[own] = scores[own] >= tuned_thresholds(truth[others], scores[others])
+        present[own] = scores[own] >= tuned_thresholds(truth[others], scores[others], _MARGIN)
     return present
 
 

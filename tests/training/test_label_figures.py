@@ -183,6 +183,17 @@ def test_neighbouring_floats_are_still_parted() -> None:
         assert lower < threshold <= upper
 
 
+def test_with_a_margin_a_threshold_keeps_away_from_the_scores_or_stays_at_half() -> None:
+    truth = np.array([[1, 1], [1, 1], [0, 0], [0, 0]])
+    # The first class can be cut well at 0.3001 alone, the second at 0.2 with room.
+    scores = np.array([[0.4, 0.4], [0.3002, 0.3], [0.3, 0.1], [0.2, 0.05]])
+    tuned = label_figures.tuned_thresholds
+    assert tuned(truth, scores) == pytest.approx([0.3001, 0.2])
+    # The next best one is below the third tile, with F1 4/5.
+    assert tuned(truth, scores, 1e-3) == pytest.approx([0.25, 0.2])
+    assert tuned(truth, scores, 0.2).tolist() == [0.5, 0.5]
+
+
 def test_scores_that_are_no_probabilities_are_an_error() -> None:
     truth = np.array([[1, 1], [0, 1]])
     for wrong in (1.5, -0.1, np.nan):

@@ -69,6 +69,7 @@ class LabelEvaluation:
     edge_threshold: float
     floors: Floors
     notes: Mapping[str, str] = field(default_factory=dict)
+    tuned: NDArray[Any] | None = None  # (C,) thresholds; chosen on the val scores where absent
     features: NDArray[Any] | None = None
     scenes: Sequence[str] | None = None
     heat_maps: HeatMaps | None = None
@@ -148,6 +149,8 @@ def _check(evaluation: LabelEvaluation) -> None:
         "test truth": (evaluation.test_truth.shape, (tiles, count)),
         "test scores": (evaluation.test_scores.shape, (tiles, count)),
     }
+    if evaluation.tuned is not None:
+        shapes["tuned thresholds"] = (evaluation.tuned.shape, (count,))
     if evaluation.features is not None:
         shapes["features"] = (evaluation.features.shape[:1], (tiles,))
     if evaluation.scenes is not None:
@@ -186,10 +189,10 @@ def _check_heat_maps(evaluation: LabelEvaluation, heat_maps: HeatMaps) -> None:
 
 
 def _thresholds(evaluation: LabelEvaluation) -> dict[str, NDArray[np.float64]]:
-    return {
-        "half": label_figures.half(len(evaluation.labels)),
-        "tuned": label_figures.tuned_thresholds(evaluation.val_truth, evaluation.val_scores),
-    }
+    tuned = evaluation.tuned
+    if tuned is None:
+        tuned = label_figures.tuned_thresholds(evaluation.val_truth, evaluation.val_scores)
+    return {"half": label_figures.half(len(evaluation.labels)), "tuned": tuned}
 
 
 def _table_of(evaluation: LabelEvaluation, thresholds: NDArray[np.float64]) -> list[ClassRow]:

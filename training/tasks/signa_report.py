@@ -51,6 +51,7 @@ def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measu
             edge_threshold=config.architecture.label_threshold,
             floors=measurement.floors,
             notes={"Exported thresholds": chosen.reason},
+            tuned=chosen.of(card.labels),
             features=_features(network, test.tiles),
             scenes=signa.scenes_of(tagged, test.stems),
             heat_maps=_heat_maps(network, test, card.labels),
