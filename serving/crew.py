@@ -26,9 +26,6 @@ log = logging.getLogger("tilesight.crew")
 RETRY_S = 1
 # A crew that goes second begins something this often however busy the first one is.
 _AT_LEAST_EVERY_S = 0.1
-# So long after people asked, a crew that goes second runs row by row: whoever asks next pushes a
-# short run out of its core, not a long one.
-_RECENT_S = 0.1
 # So long no row gets all cores after one had to wait for a row that did: two clients that take
 # turns would each wait for the other's run, where a core for each answers both at once.
 _COMPANY_S = 0.1
@@ -73,7 +70,6 @@ class Crew:
         self._closed = False
         self._awake = 0  # threads that do not wait for something to do
         self._begun_s = 0.0
-        self._asked_s = -_RECENT_S  # when a job last came
         self._one_alone = False  # whether a run has the machine for itself
         self._company_s = -_COMPANY_S  # when a row last came during such a run
         self._first = first
@@ -105,9 +101,8 @@ class Crew:
                 thread.start()
         rows = job.rows()
         with self._due:
-            self._asked_s = time.monotonic()
             if self._one_alone:
-                self._company_s = self._asked_s
+                self._company_s = time.monotonic()
             if isinstance(job, TileJob):
                 self._tiles.extend(rows)
                 if job.station:
@@ -240,22 +235,15 @@ class Crew:
     def _complete(self, station: Station) -> bool:
         """Whether the batch is full, or nothing that could join it is worth waiting for."""
         return (
-            len(station.ready) >= self._share(station)
+            len(station.ready) >= station.share
             or not station.undecoded
             or time.monotonic() - station.ready[0].ready_s >= self._max_delay_s
         )
 
-    def _share(self, station: Station) -> int:
-        """The rows of the next batch; on a device that sessions share, single rows help nobody."""
-        if self._first and station.plan.apart:
-            if time.monotonic() - self._first._asked_s < _RECENT_S:
-                return 1
-        return station.share
-
     def _take(self, station: Station) -> list[Row]:
         """The next batch, without the rows that nobody waits for."""
         rows: list[Row] = []
-        size = self._share(station)
+        size = station.share
         while station.ready and len(rows) < size:
             row = station.ready.popleft()
             if self._wanted(row):

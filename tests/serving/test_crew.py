@@ -362,23 +362,6 @@ async def test_a_row_that_is_alone_gets_all_cores_and_others_wait_for_them() -> 
     crew.close()
 
 
-async def test_a_backfill_beside_people_runs_row_by_row() -> None:
-    first = Crew("people", 1, Metrics(), threads=1)
-    second = Crew("jobs", 1, Metrics(), threads=1, first=first)
-    sessions = [Doubling(), Doubling()]
-    stations = [Station("model", Plan("way", 1, 1, 4), [one]) for one in sessions]
-    first.open(stations[0])
-    second.open(stations[1])
-    assert await found(second, job(stations[1], 1, 2, 3)) == [2, 4, 6]
-    assert await found(first, job(stations[0], 9)) == [18]
-    assert await found(second, job(stations[1], 4, 5, 6)) == [8, 10, 12]
-    await asyncio.sleep(2 * crew_module._RECENT_S)
-    assert await found(second, job(stations[1], 8, 9)) == [16, 18]
-    assert sessions[1].batches == [[1, 2, 3], [4], [5], [6], [8, 9]]
-    second.close()
-    first.close()
-
-
 async def test_a_row_that_another_had_to_wait_for_is_followed_by_rows_of_a_core_each() -> None:
     shared, lone = Doubling(), Doubling(held=True)
     crew = Crew("test", 2, Metrics(), threads=2)
