@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tilesight.files import written_whole
 from training.comparison import FIGURES
+from training.reports.label_pictures import save
 
 PICTURE = "study.png"
 _DRAWN = {"f1_samples": "F1, mean over the test tiles", "map": "mean average precision"}
@@ -93,8 +93,7 @@ def _cost(cost: Mapping[str, Any] | None, plain: Mapping[str, Any] | None) -> li
 
 def draw(facts: Mapping[str, Any], path: Path) -> None:
     """Writes the picture: each seed a point, each mean a line, whole or not at all."""
-    with written_whole(path) as temporary:
-        study_figure(facts).savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    save(study_figure(facts), path)
 
 
 def study_figure(facts: Mapping[str, Any]) -> Figure:
