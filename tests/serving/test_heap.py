@@ -5,12 +5,19 @@ import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.serving.command import send, serving
+from tests.serving.gateway import tile
+from tilesight.cores import usable_cores
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the heaps of glibc are what is tested"
 )
+
+_HEAP = 64 * 1024 * 1024  # HEAP_MAX_SIZE of glibc on 64 bits
 
 # Eight threads hold memory at once, so that each wants a heap; then glibc lists them.
 _COUNTED = """
@@ -55,3 +62,24 @@ def test_threads_share_so_many_heaps() -> None:
 
 def test_what_the_environment_says_is_kept() -> None:
     assert _heaps(2, {"MALLOC_ARENA_MAX": "5"}) == ("False", 5)
+
+
+def _thread_heaps(process: int) -> int:
+    """The heaps besides the first: glibc keeps 64 MiB of addresses for each, most of them shut."""
+    found, before = 0, (0, 0, "")
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        addresses, rights, *_ = line.split()
+        begin, end = (int(one, 16) for one in addresses.split("-"))
+        whole = before[0] % _HEAP == 0 and before[1] == begin and end - before[0] == _HEAP
+        found += whole and before[2] == "rw-p" and rights == "---p"
+        before = begin, end, rights
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_gateway_has_no_more_heaps_than_cores(repository: Path, tmp_path: Path) -> None:
+    # More threads than cores, each of which would have a heap of its own.
+    with serving(repository, tmp_path, TILESIGHT_SESSIONS="8", TILESIGHT_THREADS="1") as gateway:
+        for _ in range(8):
+            assert send(gateway.address, "POST", "/labels", tile("red"))[0] == 200
+        assert _thread_heaps(gateway.process.pid) < max(usable_cores(), 2)
