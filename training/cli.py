@@ -123,12 +123,23 @@ def study(
     vectors: Annotated[
         Path | None, typer.Option(help="Label vectors in GloVe's format, for variants with a file.")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at once, each on its part of the cores.")
+    ] = 1,
 ) -> None:
     """Fit variants of a model with several seeds, and compare them in one table."""
     from training.study import REPORT_NAME, read_study, run_study
 
     console = Console()
-    run_study(read_study(grid, weights), data, weights, out, vectors=vectors, say=console.print)
+    run_study(
+        read_study(grid, weights),
+        data,
+        weights,
+        out,
+        vectors=vectors,
+        at_once=jobs,
+        say=console.print,
+    )
     console.print((out / REPORT_NAME).read_text(encoding="utf-8"), markup=False)
     console.print(f"written: {out / REPORT_NAME}")
 

@@ -28,6 +28,12 @@ class FitConfig(Strict):
     weight_decay: float = Field(ge=0)
     warmup: float = Field(default=0.15, ge=0, lt=1, description="share of the steps")
     gradient_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    averaging: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the running mean of the weights, which is what is kept; 0: none",
+    )
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     checkpoint_precision: Literal["float32", "float16"] = Field(
         default="float16",
@@ -50,6 +56,14 @@ class Augmentation(Strict):
     """
 
     brightness: float = Field(default=0.2, ge=0, lt=1, description="farthest factor from 1")
+    zoom: float = Field(
+        default=0.0, ge=0, lt=1, description="most that a random crop takes off the side"
+    )
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="concentration of the shares in which half of the batches are mixed; 0: none",
+    )
     coarsened: float = Field(
         default=0.0, ge=0, le=1, description="share of the tiles that lose resolution"
     )

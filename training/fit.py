@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tilesight.errors import ConfigError, DataError, RunError
 from tilesight.files import write_text, written_whole
 from training import run
+from training.averaging import averaging
 from training.config import RunConfig, write_config
 from training.evaluate import evaluate
 from training.models.backbone import weight_names
@@ -127,6 +128,8 @@ def train(
         dirpath=out / run.CHECKPOINTS, filename="last", enable_version_counter=False
     )
     callbacks: list[Callback] = [best_of, each, EpochReport(say)]
+    if config.fit.averaging:
+        callbacks.append(averaging(config.fit.averaging))
     if progress:
         callbacks.append(RichProgressBar())
     trainer = L.Trainer(

@@ -17,6 +17,7 @@ come before the next seed, so that a study that is cut short compares like with 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +34,8 @@ from training.comparison import Outcome, Row, rows
 from training.config import SignaRun, default_config_path
 from training.cost import costs
 from training.datasets.splits import split_sha256
-from training.fit import LAST, adjusted, train
+from training.fit import adjusted
+from training.jobs import Job, fitted
 from training.label_figures import HALF
 from training.reports import study_report
 from training.tasks import signa
@@ -167,10 +169,11 @@ def run_study(
     out: Path,
     *,
     vectors: Path | None = None,
+    at_once: int = 1,
     progress: bool = False,
     say: Callable[[str], None] = lambda _line: None,
 ) -> list[Row]:
-    """Runs what is not finished yet and returns the table.
+    """Runs what is not finished yet, so many at once, and returns the table.
 
     `study.json`, `study.md` and `study.png` hold it, anew after each run.
 
@@ -178,49 +181,49 @@ def run_study(
         ConfigError: a finished run has another configuration.
         TilesightError: as `training.fit.train` raises it.
     """
+    jobs = [
+        Job(
+            variant=name,
+            seed=seed,
+            config=config,
+            folder=out / "runs" / name / f"seed-{seed}",
+            data=data,
+            weights=weights,
+            vectors=None if config.architecture.learned_vectors else vectors,
+        )
+        for name, seed, config in study.runs()
+    ]
+    finished = [job for job in jobs if job.finished]
+    for job in finished:
+        _check_same(job)
+    left = [job for job in jobs if not job.finished]
     outcomes: dict[str, dict[int, Outcome]] = {name: {} for name in study.variants}
-    all_runs = study.runs()
-    for number, (name, seed, config) in enumerate(all_runs, start=1):
-        folder = out / "runs" / name / f"seed-{seed}"
-        if (folder / run.METRICS).is_file():
-            _check_same(folder, config)
-        else:
-            say(f"run {number} of {len(all_runs)}: {name}, seed {seed}")
-            wanted = vectors if not config.architecture.learned_vectors else None
-            train(
-                config,
-                data,
-                weights,
-                folder,
-                vectors=wanted,
-                resume=(folder / LAST).is_file(),
-                progress=progress,
-                say=say,
-            )
-        outcomes[name][seed] = _outcome(folder, config, data)
-        _write(study, outcomes, rows(outcomes, study.against), out, len(all_runs) - number)
+    for number, job in enumerate(chain(finished, fitted(left, at_once, progress, say)), start=1):
+        outcomes[job.variant][job.seed] = _outcome(job)
+        _write(study, outcomes, rows(outcomes, study.against), out, len(jobs) - number)
     table = rows(outcomes, study.against, costs(study.first))
     _write(study, outcomes, table, out, 0)
     return table
 
 
-def _check_same(folder: Path, config: SignaRun) -> None:
+def _check_same(job: Job) -> None:
     """Raises a ConfigError where the finished run is one of another configuration."""
-    finished, _ = run.read_run(folder)
-    if finished != config:
+    finished, _ = run.read_run(job.folder)
+    if finished != job.config:
         raise ConfigError(
-            f"{folder}: finished with another configuration than the study now has; take another "
-            "--out, or remove the folder"
+            f"{job.folder}: finished with another configuration than the study now has; take "
+            "another --out, or remove the folder"
         )
 
 
-def _outcome(folder: Path, config: SignaRun, data: Path) -> Outcome:
+def _outcome(job: Job) -> Outcome:
     """The figures of a finished run; its predictions are kept, they take longer than the rest."""
-    measured = json.loads((folder / run.METRICS).read_text(encoding="utf-8"))
-    path = folder / _PREDICTIONS
+    measured = json.loads((job.folder / run.METRICS).read_text(encoding="utf-8"))
+    path = job.folder / _PREDICTIONS
     if not path.is_file():
-        part = signa.read_part(data, "test", config.image_size, config.dataset)
-        _, network = signa.load(folder, config)
+        config = job.config
+        part = signa.read_part(job.data, "test", config.image_size, config.dataset)
+        _, network = signa.load(job.folder, config)
         with written_whole(path) as temporary, temporary.open("wb") as file:
             np.savez(file, truth=part.truth, scores=signa.predict(network, part.tiles))
     with np.load(path) as kept:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.training.test_config import tiny_yaml
-from tilesight.errors import ConfigError
+from tilesight.errors import ConfigError, RunError
 from training.comparison import FIGURES, Outcome, permuted, rows
 from training.config import SignaRun
 from training.cost import costs
@@ -156,13 +156,39 @@ def test_a_study_goes_on_and_runs_nothing_twice(ucm_miniature: Path, tmp_path: P
     shutil.rmtree(out / "runs/signa/seed-2")
     said.clear()
     again = run_study(study, ucm_miniature, None, out, say=said.append)
-    assert [line for line in said if line.startswith("run ")] == ["run 4 of 4: signa, seed 2"]
+    assert [line for line in said if line.startswith("run ")] == ["run 1 of 1: signa, seed 2"]
     assert [one.mean for one in again] == [one.mean for one in table]
 
     # With another study file the finished runs are others' runs.
     changed = read_study(write_study(tmp_path, common={"image_size": 96, "fit": {"epochs": 1}}))
     with pytest.raises(ConfigError, match="plain/seed-1: finished with another configuration"):
         run_study(changed, ucm_miniature, None, out)
+
+
+def test_runs_side_by_side_are_all_in_the_table(ucm_miniature: Path, tmp_path: Path) -> None:
+    study, out = read_study(write_study(tmp_path, seeds=[1])), tmp_path / "out"
+    said: list[str] = []
+    table = run_study(study, ucm_miniature, None, out, at_once=2, say=said.append)
+    assert [(one.variant, one.seeds) for one in table] == [("plain", 1), ("signa", 1)]
+    assert [line.split(":")[0] for line in said] == [
+        "run 1 of 2 is finished",
+        "run 2 of 2 is finished",
+    ]
+    folders = [out / "runs" / name / "seed-1" for name in ("plain", "signa")]
+    begun = [(folder / "config.yaml").stat().st_mtime_ns for folder in folders]
+    ended = [(folder / "metrics.json").stat().st_mtime_ns for folder in folders]
+    assert max(begun) < min(ended), "one after the other"
+
+
+def test_what_fails_beside_others_is_told_and_they_are_finished(
+    ucm_miniature: Path, tmp_path: Path
+) -> None:
+    study, out = read_study(write_study(tmp_path, seeds=[1])), tmp_path / "out"
+    (out / "runs/plain").mkdir(parents=True)
+    (out / "runs/plain/seed-1").write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match="plain/seed-1: not a folder"):
+        run_study(study, ucm_miniature, None, out, at_once=2)
+    assert (out / "runs/signa/seed-1/metrics.json").is_file()
 
 
 def test_the_picture_has_a_point_for_each_seed_and_a_line_for_each_mean() -> None:
