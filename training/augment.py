@@ -27,18 +27,6 @@ def turned(
     return tile, bool(left_right or up_down or (diagonal and transpose))
 
 
-def zoomed(tile: NDArray[np.uint8], rng: np.random.Generator, most: float) -> NDArray[np.uint8]:
-    """A random square of a square tile, 1 - most to 1 of its side, enlarged to the whole.
-
-    The labels stay, those too of what is cut off at the edge.
-    """
-    side = tile.shape[0]
-    kept = max(round(side * rng.uniform(1 - most, 1)), 1)
-    top, left = rng.integers(0, side - kept, size=2, endpoint=True)
-    part = np.ascontiguousarray(tile[top : top + kept, left : left + kept])
-    return np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.BILINEAR))
-
-
 def coarsened(
     tile: NDArray[np.uint8], rng: np.random.Generator, share: float, coarsest: float
 ) -> NDArray[np.uint8]:

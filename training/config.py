@@ -56,14 +56,6 @@ class Augmentation(Strict):
     """
 
     brightness: float = Field(default=0.2, ge=0, lt=1, description="farthest factor from 1")
-    zoom: float = Field(
-        default=0.0, ge=0, lt=1, description="most that a random crop takes off the side"
-    )
-    mixup: float = Field(
-        default=0.0,
-        ge=0,
-        description="concentration of the shares in which half of the batches are mixed; 0: none",
-    )
     coarsened: float = Field(
         default=0.0, ge=0, le=1, description="share of the tiles that lose resolution"
     )

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from tilesight.errors import ConfigError, DataError
 from tilesight.manifest import Strict
@@ -109,18 +108,9 @@ class _TrainingTiles(Dataset[tuple[NDArray[np.float32], NDArray[np.float32]]]):
         rng = augment.generator(self.task.config.seed, self.task.current_epoch, index)
         how = self.task.config.augmentation
         tile, _ = augment.turned(self.part.tiles[index], rng)
-        if how.zoom:
-            tile = augment.zoomed(tile, rng, how.zoom)
         if how.coarsened:
             tile = augment.coarsened(tile, rng, how.coarsened, how.coarsest)
         return augment.brightened(tile, rng, how.brightness), self.part.truth[index]
-
-
-def mixing(concentration: float) -> v2.Transform:
-    """Mixes the tiles and labels of half of the batches (Zhang et al., ICLR 2018); 0: of none."""
-    if not concentration:
-        return v2.Identity()
-    return v2.RandomApply([v2.MixUp(alpha=concentration)], p=0.5)
 
 
 class SignaTask(Task):
@@ -153,7 +143,6 @@ class SignaTask(Task):
         if values is not None and self.network.vectors is not None:
             self.network.vectors.values.copy_(torch.from_numpy(values))
         self.loss = nn.BCEWithLogitsLoss()
-        self.mix = mixing(config.augmentation.mixup)
 
     @property
     def card(self) -> SignaCard:
@@ -161,12 +150,12 @@ class SignaTask(Task):
         return self._card
 
     def training_set(self) -> _TrainingTiles:
-        """Flipped, transposed and brightened tiles, and what else the configuration asks for."""
+        """Flipped, transposed and brightened tiles, coarser ones where the configuration says so."""
         return _TrainingTiles(self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         """Binary cross-entropy, the mean over tiles and labels."""
-        tiles, truth = self.mix(*batch)
+        tiles, truth = batch
         loss: Tensor = self.loss(self.network(tiles), truth)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True)
         return loss
