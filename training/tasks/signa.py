@@ -150,7 +150,7 @@ class SignaTask(Task):
         return self._card
 
     def training_set(self) -> _TrainingTiles:
-        """Flipped, transposed and brightened tiles, coarser ones where the configuration says so."""
+        """Flipped, transposed and brightened tiles, some coarser if that is configured."""
         return _TrainingTiles(self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
