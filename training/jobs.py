@@ -4,12 +4,14 @@ On CPUs a step of training leaves cores idle between its kernels: two runs of on
 done sooner than one after the other with two.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -75,9 +77,7 @@ def fitted(
             yield job
         return
     threads = max(usable_cores() // at_once, 1)
-    with ProcessPoolExecutor(
-        at_once, get_context("spawn"), torch.set_num_threads, (threads,)
-    ) as pool:
+    with ProcessPoolExecutor(at_once, get_context("spawn"), _begin, (threads,)) as pool:
         running = {pool.submit(_fit, job): job for job in jobs}
         try:
             for number, future in enumerate(as_completed(running), start=1):
@@ -86,6 +86,20 @@ def fitted(
                 yield running[future]
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """A worker with so many threads, which does not outlive whoever asked for its runs."""
+    torch.set_num_threads(threads)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Else a study that is killed goes on here, and the next one fits the same run beside it.
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _fit(job: Job) -> None:
