@@ -1,17 +1,22 @@
 """Studies: what a file may say, what is run and what is not run again, and what the table tells."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from PIL import Image
 from scipy import stats
 
+from tests.serving.gateway import wait_for
 from tests.training.test_config import tiny_yaml
 from tilesight.errors import ConfigError, RunError
 from training.comparison import FIGURES, Outcome, permuted, rows
@@ -189,6 +194,28 @@ def test_what_fails_beside_others_is_told_and_they_are_finished(
     with pytest.raises(RunError, match="plain/seed-1: not a folder"):
         run_study(study, ucm_miniature, None, out, at_once=2)
     assert (out / "runs/signa/seed-1/metrics.json").is_file()
+
+
+def test_workers_end_with_a_study_that_is_killed(ucm_miniature: Path, tmp_path: Path) -> None:
+    grid = write_study(tmp_path, seeds=[1], common={"fit": {"epochs": 200}})
+    words = ["study", "signa", str(grid), "--data", str(ucm_miniature), "--jobs", "2"]
+    study = psutil.Popen(
+        [sys.executable, "-m", "tilesight.cli", *words, "--out", str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    begun = [tmp_path / "out/runs" / name / "seed-1/config.yaml" for name in ("plain", "signa")]
+    try:
+        wait_for(lambda: all(path.is_file() for path in begun), 120)
+        workers = study.children(recursive=True)
+        assert len(workers) >= 2
+    finally:
+        study.kill()
+        study.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    assert not (begun[0].parent / "metrics.json").exists()
 
 
 def test_the_picture_has_a_point_for_each_seed_and_a_line_for_each_mean() -> None:
