@@ -5,17 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.training.test_config import tiny_config
 from tests.training.test_multilabel import draw_aid
 from tilesight.cli import build
 from tilesight.errors import ConfigError, DataError
-from training import augment
+from training import augment, run
+from training.attention_use import attention_use
+from training.config import SignaRun
 from training.datasets.multilabel import open_set
 from training.datasets.splits import split_sha256
 from training.evaluate import evaluate, reported
 from training.fit import train
+from training.models.label_graph import label_graph
+from training.models.signa import Signa, SignaConfig
+from training.tasks import signa
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
@@ -47,6 +53,44 @@ def test_a_report_of_a_run_has_the_figures_that_evaluate_prints(
     for name in ("heat-maps.png", "features.png", "class-f1.png"):
         assert (out / name).stat().st_size > 5000
         assert f"]({name})" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_tells_what_is_lost_without_the_attention(
+    finished: Path, ucm_miniature: Path
+) -> None:
+    config, _ = run.read_run(finished)
+    assert isinstance(config, SignaRun)
+    _, network = signa.load(finished, config)
+    part = signa.read_part(ucm_miniature, "test", config.image_size)
+    plain = signa.predict(network, part.tiles)
+    use = attention_use(network, part.tiles, part.tiles, part.truth)
+    assert use is not None
+    figures = signa.figures(part, plain)
+    assert use.figures["as trained"] == {name: figures[name] for name in use.figures["none"]}
+    # The weights are of the network again, and by hand they are what the gate gives.
+    assert np.array_equal(signa.predict(network, part.tiles), plain)
+    weights: list[torch.Tensor] = []
+    handle = network.attention.gate.register_forward_hook(lambda *given: weights.append(given[2]))
+    signa.predict(network, part.tiles)
+    handle.remove()
+    known = torch.cat(weights)
+    assert use.strength == pytest.approx(float(known.square().mean()) ** 0.5, rel=1e-4)
+    assert use.between_tiles == pytest.approx(float(known.var(dim=0).mean()) ** 0.5, rel=1e-4)
+
+    # Where the weights are large, without them the tiles are labelled otherwise.
+    with torch.no_grad():
+        network.attention.merge.bias.fill_(5.0)
+    strong = attention_use(network, part.tiles, part.tiles, part.truth)
+    assert strong is not None
+    assert strong.figures["none"] != strong.figures["as trained"]
+    assert strong.strength > 4
+
+
+def test_a_rival_has_no_attention_to_tell_of() -> None:
+    graph = label_graph(torch.eye(3), 0.4)
+    rival = Signa(3, graph, SignaConfig(method="se"))
+    tiles = np.zeros((1, 32, 32, 3), np.uint8)
+    assert attention_use(rival, tiles, tiles, np.ones((1, 3), np.float32)) is None
 
 
 def test_a_report_is_of_the_test_part_alone(

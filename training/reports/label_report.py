@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tilesight.errors import DataError
 from tilesight.files import write_text
 from training import label_figures
+from training.attention_use import AttentionUse
 from training.floors import Floors
 from training.label_figures import ClassRow, ConfusedPair
 from training.reports import label_pictures
@@ -73,6 +74,7 @@ class LabelEvaluation:
     features: NDArray[Any] | None = None
     scenes: Sequence[str] | None = None
     heat_maps: HeatMaps | None = None
+    attention: AttentionUse | None = None
 
 
 def write_label_report(evaluation: LabelEvaluation, folder: Path) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def label_report(evaluation: LabelEvaluation) -> dict[str, Any]:
             name: [_pair_facts(pair, evaluation.test_stems) for pair in _pairs(evaluation, values)]
             for name, values in thresholds.items()
         },
+        "attention": evaluation.attention.as_json() if evaluation.attention else None,
         "label_graph": {"threshold": evaluation.edge_threshold, "edges": _edges(evaluation)},
         "pictures": _pictures(evaluation),
     }

@@ -36,6 +36,7 @@ _FIGURES = (
     ("classes_skipped", "Classes without a positive tile"),
 )
 _COUNTS = ("classes_skipped",)
+_SHORT = {"f1_samples": "F1 of tiles", "f1_macro": "F1 of classes", "map": "mAP"}
 _FLOORS = {
     "constant_set": "the best set of labels that is the same for all tiles",
     "oracle_scene": "told the scene of each tile, the labels of half of its training tiles",
@@ -61,6 +62,7 @@ def report_text(facts: Mapping[str, Any]) -> str:
         "Tiles that miss the one label and wrongly have the other, at threshold 0.5; beside them "
         "how many there would be by chance, if both errors fell on tiles independently.",
         _confused(facts),
+        *([] if facts["attention"] is None else ["## The attention", _attention(facts)]),
         "## The labels of the training tiles",
         pictures[MATRIX],
         pictures[GRAPH],
@@ -184,6 +186,21 @@ def _confused(facts: Mapping[str, Any]) -> str:
         return "There is no such tile."
     header = ("Missed", "Wrongly added", "Tiles", "By chance", "For example")
     return _table(header, rows, words=(0, 1, 4))
+
+
+def _attention(facts: Mapping[str, Any]) -> str:
+    use = facts["attention"]
+    rows = [
+        (f"Weights {name}" if name != "none" else "No weights", *(map(_share, values.values())))
+        for name, values in use["figures"].items()
+    ]
+    names = next(iter(use["figures"].values()))
+    return (
+        f"The channel weights have a root mean square of {use['strength']:.3f}; a channel's weight "
+        f"deviates by {use['between_tiles']:.3f} from tile to tile. What the test tiles get with "
+        "the weights of each, with their mean over the validation tiles, and without:\n\n"
+        + _table(("Test tiles, threshold 0.5", *(_SHORT[name] for name in names)), rows)
+    )
 
 
 def _share(value: float | None) -> str:

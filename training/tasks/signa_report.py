@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from training import run, thresholds
+from training.attention_use import attention_use
 from training.config import SignaRun
 from training.datasets.multilabel import open_set
 from training.models.layercam import layer_cam
@@ -55,6 +56,7 @@ def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measu
             features=_features(network, test.tiles),
             scenes=signa.scenes_of(tagged, test.stems),
             heat_maps=_heat_maps(network, test, card.labels),
+            attention=attention_use(network, val.tiles, test.tiles, test.truth),
         ),
         out,
     )
