@@ -24,7 +24,7 @@ from export.software import software
 from export.speed import machine
 from export.triton_form import examine_on_triton
 from tilesight import imaging
-from tilesight.errors import DataError, ExportError, RunError
+from tilesight.errors import ExportError, RunError
 from tilesight.files import sha256, write_text
 from tilesight.golden import TOLERANCES, golden_inputs, record
 from tilesight.manifest import (
@@ -41,6 +41,8 @@ from tilesight.manifest import (
 )
 from tilesight.repository import Repository
 from training.config import RunConfig
+from training.datasets.folders import set_folder
+from training.datasets.multilabel import MultiLabelSet, open_set
 from training.datasets.splits import split_sha256
 from training.run import CHECKPOINT, CONFIG, METRICS, read_run
 
@@ -58,6 +60,11 @@ class Origin:
     config: RunConfig
     provenance: dict[str, Any]
     measured: dict[str, Any]
+
+    @property
+    def measured_on(self) -> MultiLabelSet:
+        """The set whose tiles the certificate shows."""
+        return open_set(self.config.dataset, self.data)
 
 
 def export_run(
@@ -101,9 +108,8 @@ def origin_of(run: Path, data: Path) -> Origin:
         ExportError: the run was measured on another test list than the committed one.
         RunError: the run folder is incomplete.
     """
-    if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder")
     config, provenance = read_run(run)
+    data = set_folder(config.dataset, data)
     origin = Origin(run, data, config, provenance, _measured(run))
     _require_committed_split(provenance)
     return origin
@@ -182,7 +188,7 @@ def _write(
         examined |= examine_on_openvino(forms.examiner, folder, examined, options.gates, say)
     certificate = _certificate(part, manifest, plan, origin, forms, examined, options)
     write_passed(folder, manifest, certificate)
-    write_certificate(certificate, origin.data, origin.config.image_size, folder)
+    write_certificate(certificate, origin.measured_on, origin.config.image_size, folder)
     write_manifest(manifest, folder)
     return folder
 

@@ -101,7 +101,7 @@ def _certify(
     with staged(repository.root) as staging:
         copied = shutil.copytree(folder, staging / folder.name)
         write_passed(copied, manifest, certificate)
-        write_certificate(certificate, origin.data, origin.config.image_size, copied)
+        write_certificate(certificate, origin.measured_on, origin.config.image_size, copied)
         write_manifest(manifest, copied)
         _exchange(copied, folder, repository)
 

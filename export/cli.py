@@ -19,7 +19,7 @@ _DEFAULT = Path("model_repository")
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder of a finished training.")],
-    data: Annotated[Path, typer.Option(help="UCM folder: its test tiles prove the export.")],
+    data: Annotated[Path, typer.Option(help="Data folder: its test tiles prove the export.")],
     repository: Root = _DEFAULT,
     promote: Annotated[
         bool, typer.Option("--promote", help="Serve the new version at once.")
@@ -73,7 +73,7 @@ def export(
 
 def certify(
     run: Annotated[Path, typer.Argument(help="Run folder that the versions were exported from.")],
-    data: Annotated[Path, typer.Option(help="UCM folder: its test tiles prove the forms.")],
+    data: Annotated[Path, typer.Option(help="Data folder: its test tiles prove the forms.")],
     repository: Root = _DEFAULT,
 ) -> None:
     """Measure OpenVINO on the versions that a run became, and note in what it may serve them."""
@@ -93,7 +93,7 @@ def verify(
     ],
     repository: Root = _DEFAULT,
     data: Annotated[
-        Path | None, typer.Option(help="UCM folder: measure the task metric again, too.")
+        Path | None, typer.Option(help="Data folder: measure the task metric again, too.")
     ] = None,
 ) -> None:
     """Check a version: hashes, golden tile, graph against manifest and config.pbtxt, metrics."""

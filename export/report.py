@@ -9,30 +9,27 @@ from numpy.typing import NDArray
 from export.certificate import Certificate
 from export.report_picture import drawn
 from export.report_text import report_text
-from tilesight import imaging
 from tilesight.files import write_text, written_whole
 from tilesight.manifest import CERTIFICATE_NAME
-from training.datasets.ucm import tile_path
+from training.datasets.multilabel import MultiLabelSet
 
 REPORT_NAME = "certificate.md"
 PICTURE_NAME = "certificate.png"
 
 
-def write_certificate(certificate: Certificate, data: Path, size: int, folder: Path) -> None:
+def write_certificate(
+    certificate: Certificate, measured_on: MultiLabelSet, size: int, folder: Path
+) -> None:
     """Writes all three files into the version's folder.
 
     Args:
         certificate: what was measured.
-        data: the UCM folder, which has the tiles of the picture.
+        measured_on: the set that has the tiles of the picture.
         size: the side of a tile as the model reads it, pixels.
         folder: the version's folder.
     """
     write_text(folder / CERTIFICATE_NAME, certificate.model_dump_json(indent=2) + "\n")
-    write_report(
-        certificate,
-        lambda stem: imaging.prepare(tile_path(data, stem).read_bytes(), size, size),
-        folder,
-    )
+    write_report(certificate, lambda stem: measured_on.tiles([stem], size)[0], folder)
 
 
 def write_report(

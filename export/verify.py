@@ -19,6 +19,7 @@ from tilesight.golden import disagreement, golden_inputs
 from tilesight.manifest import BATCH1_NAME, CERTIFICATE_NAME, MODEL_NAME, AnswerHead, Manifest
 from tilesight.repository import Repository
 from tilesight.triton_config import parse_config
+from training.datasets.folders import set_folder
 
 # Figures are measured again with the same file: what is left is the order of additions.
 _SAME_FIGURE = 1e-3
@@ -153,7 +154,12 @@ def _check_metrics(
     repository: Repository, manifest: Manifest, folder: Path, data: Path
 ) -> Iterator[str]:
     encoder = _encoder(repository, manifest.head) if isinstance(manifest.head, AnswerHead) else None
-    found = measure(manifest, Session(folder / MODEL_NAME), data, encoder)
+    found = measure(
+        manifest,
+        Session(folder / MODEL_NAME),
+        set_folder(manifest.metrics.dataset, data),
+        encoder,
+    )
     for name, value in found.items():
         promised = manifest.metrics.values.get(name)
         if promised is None:

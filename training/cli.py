@@ -23,7 +23,7 @@ class Model(StrEnum):
 
 def train(
     model: Annotated[Model, typer.Argument(help="The model to fit.")],
-    data: Annotated[Path, typer.Option(help="UCM folder: images, multilabels.tsv, ...")],
+    data: Annotated[Path, typer.Option(help="Folder of the data set, or of several by name.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     weights: Annotated[
         str | None,
@@ -73,7 +73,7 @@ def train(
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    data: Annotated[Path, typer.Option(help="UCM folder.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data set, or of several by name.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     weights: Annotated[
         str | None, typer.Option(help="Base weights, for the nearest-neighbour floor of captions.")
@@ -114,7 +114,7 @@ def evaluate(
 def study(
     model: Annotated[Literal["signa"], typer.Argument(help="The model that is studied.")],
     grid: Annotated[Path, typer.Argument(help="Study file: variants and seeds.")],
-    data: Annotated[Path, typer.Option(help="Data folder.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data set, or of several by name.")],
     out: Annotated[Path, typer.Option(help="Folder of the study; one that exists goes on.")],
     weights: Annotated[
         str | None,

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tilesight.errors import ConfigError, DataError
+from tilesight.errors import ConfigError
 from training import run
+from training.datasets.folders import set_folder
 from training.tasks.base import Measurement
 
 PARTS = ("train", "val", "test")
@@ -21,8 +22,9 @@ def evaluate(
         DataError: the data folder lacks images or annotations.
         RunError: the run folder is incomplete.
     """
-    _check(data, part)
+    _check(part)
     config, _ = run.read_run(folder)
+    data = set_folder(dataset or config.dataset, data)
     if dataset is not None and config.model != "signa":
         raise ConfigError(f"--dataset: {config.model} is measured on its own data set alone")
     match config.model:
@@ -48,8 +50,9 @@ def reported(folder: Path, data: Path, part: str, out: Path) -> Measurement:
         DataError: the data folder lacks images or annotations.
         RunError: the run folder is incomplete.
     """
-    _check(data, part)
+    _check(part)
     config, _ = run.read_run(folder)
+    data = set_folder(config.dataset, data)
     if part != "test":
         raise ConfigError(f"--report: of the test part, not of {part}")
     if config.model != "signa":
@@ -59,8 +62,6 @@ def reported(folder: Path, data: Path, part: str, out: Path) -> Measurement:
     return signa_report.write_report(folder, config, data, out)
 
 
-def _check(data: Path, part: str) -> None:
+def _check(part: str) -> None:
     if part not in PARTS:
         raise ConfigError(f"--split {part}: one of {', '.join(PARTS)} is needed")
-    if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder")

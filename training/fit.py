@@ -16,6 +16,7 @@ from tilesight.files import write_text, written_whole
 from training import run
 from training.averaging import averaging
 from training.config import RunConfig, write_config
+from training.datasets.folders import set_folder
 from training.evaluate import evaluate
 from training.models.backbone import weight_names
 from training.plots import draw_curves
@@ -102,8 +103,7 @@ def train(
         RunError: `out` holds another run, or nothing to resume.
         WeightsError: the base weights do not fit.
     """
-    if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder")
+    data = set_folder(config.dataset, data)
     if vectors is not None and config.model != "signa":
         raise ConfigError(f"--vectors {vectors}: {config.model} has no label vectors")
     made_of = run.provenance(config, data, weights, vectors)

@@ -33,6 +33,7 @@ from training import run
 from training.comparison import Outcome, Row, rows
 from training.config import SignaRun, default_config_path
 from training.cost import costs
+from training.datasets.folders import set_folder
 from training.datasets.splits import split_sha256
 from training.fit import adjusted
 from training.jobs import Job, fitted
@@ -187,7 +188,7 @@ def run_study(
             seed=seed,
             config=config,
             folder=out / "runs" / name / f"seed-{seed}",
-            data=data,
+            data=set_folder(config.dataset, data),
             weights=weights,
             vectors=None if config.architecture.learned_vectors else vectors,
         )
