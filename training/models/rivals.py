@@ -49,6 +49,9 @@ class LabelClassifier(nn.Module):
         self.first = nn.Linear(width, _HIDDEN, bias=False)
         self.second = nn.Linear(_HIDDEN, channels, bias=False)
         self.activation = nn.LeakyReLU(0.2)
+        with torch.no_grad():
+            # Two layers as they come make logits of tens; these start as a linear layer's do.
+            self.second.weight.mul_((3 * channels) ** -0.5 / self.weight.std())
 
     @property
     def weight(self) -> Tensor:
