@@ -91,11 +91,11 @@ def test_the_gateway_answers_with_them(client: TestClient, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.java
 @pytest.mark.parametrize("model", ASKED)
-def test_a_model_is_as_good_as_its_manifest_says(model: str, ucm_real: Path) -> None:
+def test_a_model_is_as_good_as_its_manifest_says(model: str, data: Path) -> None:
     if model == "jtts" and metrics.tokenizer_name() != "ptb":
         pytest.skip("needs Java: the manifest's figures are of PTB tokens")
     manifest, _ = promoted(model)
-    checked = list(verify(REPOSITORY, model, ucm_real))
+    checked = list(verify(REPOSITORY, model, data))
     for name, least in ASKED[model].items():
         assert manifest.metrics.values[name] >= least
         assert any(line.startswith(f"{name} ") for line in checked)
