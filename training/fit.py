@@ -1,6 +1,7 @@
 """Fitting a model: from a configuration and a data folder to a finished run folder."""
 
 import csv
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,8 @@ def train(
         raise ConfigError(f"--vectors {vectors}: {config.model} has no label vectors")
     made_of = run.provenance(config, data, weights, vectors)
     _check_folder(config, made_of, out, resume)
+    # Of what Lightning tells besides, half is of devices that are not there, the rest of services.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(config.seed, verbose=False)
     task = make_task(config, data, weights, vectors)
     if len(task.training_set()) < config.fit.batch_size:

@@ -65,7 +65,7 @@ def fitted(
 ) -> Iterator[Job]:
     """Fits all, so many at once, and yields each when it is finished.
 
-    Where one fails no other is begun, and those that are being fitted are finished.
+    Where one fails, those that a worker was given already are finished and no others begun.
 
     Raises:
         TilesightError: as `training.fit.train` raises it.

@@ -1,11 +1,15 @@
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
@@ -478,3 +482,20 @@ def test_a_data_folder_without_annotations_is_named_and_leaves_nothing(
     with pytest.raises(DataError, match=rf"{first}: no such file"):
         train_on(tmp_path / "data", tiny_config(model), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_tells_of_its_epochs_alone(ucm_miniature: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny_yaml("signa")), encoding="utf-8")
+    words = ["train", "signa", "--config", str(tmp_path / "config.yaml"), "--epochs", "1"]
+    words += ["--data", str(ucm_miniature), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tilesight.cli", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = [line for line in done.stdout.splitlines() if line.strip()]
+    assert told[0].startswith("epoch 1/1 ")
+    assert "GPU" not in done.stdout + done.stderr
+    assert "Tip" not in done.stdout + done.stderr
