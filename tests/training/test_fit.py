@@ -325,12 +325,14 @@ def test_other_annotations_do_not_resume_a_run(
         train_on(data, tiny_config("signa"), unfinished, resume=True)
 
 
-def test_a_data_folder_that_is_none_is_named(ucm_miniature: Path, tmp_path: Path) -> None:
+def test_a_data_folder_that_is_none_is_named(
+    finished: Path, ucm_miniature: Path, tmp_path: Path
+) -> None:
     for folder in (tmp_path / "absent", ucm_miniature / "captions.json"):
         with pytest.raises(DataError, match=rf"--data .*{folder.name}: no such folder"):
             train_on(folder, tiny_config("signa"), tmp_path / "run")
         with pytest.raises(DataError, match=rf"--data .*{folder.name}: no such folder"):
-            evaluate(tmp_path / "run", folder, "test")
+            evaluate(finished / "signa", folder, "test")
     assert not (tmp_path / "run").exists()
 
 
