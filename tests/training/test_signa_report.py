@@ -50,6 +50,8 @@ def test_a_report_of_a_run_has_the_figures_that_evaluate_prints(
     found = {name: document["values"]["half"][name] for name in expected}
     assert found == pytest.approx(expected)
     assert document["floors"].keys() == {"constant_set", "oracle_scene"}
+    assert document["attention"]["figures"]["as trained"]["map"] == pytest.approx(expected["map"])
+    assert "## The attention" in (out / "report.md").read_text(encoding="utf-8")
     for name in ("heat-maps.png", "features.png", "class-f1.png"):
         assert (out / name).stat().st_size > 5000
         assert f"]({name})" in (out / "report.md").read_text(encoding="utf-8")
@@ -83,6 +85,7 @@ def test_a_report_tells_what_is_lost_without_the_attention(
     strong = attention_use(network, part.tiles, part.tiles, part.truth)
     assert strong is not None
     assert strong.figures["none"] != strong.figures["as trained"]
+    assert strong.figures["the same for all tiles"] != strong.figures["none"]
     assert strong.strength > 4
 
 
