@@ -226,7 +226,7 @@ def _outcome(job: Job) -> Outcome:
         part = signa.read_part(job.data, "test", config.image_size, config.dataset)
         _, network = signa.load(job.folder, config)
         with written_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, truth=part.truth, scores=signa.predict(network, part.tiles))
+            np.savez_compressed(file, truth=part.truth, scores=signa.predict(network, part.tiles))
     with np.load(path) as kept:
         truth, scores = kept["truth"], kept["scores"]
     tile_f1 = [
