@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.fitting import Interrupted, interrupted_at, train_on
 from tests.training.test_config import tiny_config
-from tests.training.test_fit import Interrupted, interrupted_at, train_on
 from training.averaging import averaging
 
 pytestmark = [

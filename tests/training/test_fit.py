@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,26 +13,24 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from tests.training.fitting import train_on, tree
 from tests.training.test_config import tiny_config, tiny_yaml, written
 from tilesight.cli import build, main
 from tilesight.errors import ConfigError, DataError, RunError, WeightsError
 from tilesight.files import sha256
 from training import run
-from training.config import MODEL_NAMES, ModelName, RunConfig, SignaRun, read_config
+from training.config import MODEL_NAMES, ModelName, SignaRun, read_config
 from training.datasets.splits import split_sha256
 from training.evaluate import evaluate
-from training.fit import train
 from training.models.signa import Signa
 from training.tasks import signa as signa_task
-from training.tasks.base import Measurement
 
 pytestmark = [
+    pytest.mark.usefixtures("own_tokens"),
     # Lightning's own call of a torch name that is going away
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
     # tiles are in memory, workers would only copy them
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    # what a resumed run is for
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
 FIGURE: dict[ModelName, str] = {
@@ -41,53 +38,6 @@ FIGURE: dict[ModelName, str] = {
     "jtts": "cider",
     "spatialnet-vit": "overall",
 }
-
-
-class Interrupted(Exception):
-    """What a machine that fails does to a training."""
-
-
-def interrupted_at(line: str) -> Callable[[str], None]:
-    def say(said: str) -> None:
-        if said.startswith(line):
-            raise Interrupted
-
-    return say
-
-
-def raise_interrupted(*_arguments: object) -> None:
-    raise Interrupted
-
-
-def train_on(data: Path, config: RunConfig, out: Path, **options: object) -> Measurement:
-    return train(config, data, None, out, progress=False, **options)  # type: ignore[arg-type]
-
-
-def tree(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(autouse=True)
-def own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captions are measured as on a machine without Java, which takes minutes to start so often."""
-    monkeypatch.setattr("training.metrics.tokenizer_name", lambda: "words")
-
-
-@pytest.fixture(scope="module")
-def finished(ucm_miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One unbroken run of two epochs for each model; changed by no test."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.metrics.tokenizer_name", lambda: "words")
-        for model in MODEL_NAMES:
-            train_on(ucm_miniature, tiny_config(model), folder / model)
-    return folder
-
-
-@pytest.fixture
-def signa(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of SIGNA that a test may damage."""
-    return shutil.copytree(finished / "signa", tmp_path / "signa")
 
 
 # What a finished run holds
@@ -193,86 +143,7 @@ def test_base_weights_are_named_and_hashed(ucm_miniature: Path, tmp_path: Path) 
     assert (named["weights"], named["weights_sha256"]) == ("IMAGENET1K_V1", None)
 
 
-# Resuming
-
-
-@pytest.mark.parametrize("model", MODEL_NAMES)
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
-    model: ModelName, finished: Path, ucm_miniature: Path, tmp_path: Path
-) -> None:
-    config = tiny_config(model)
-    with pytest.raises(Interrupted):
-        train_on(ucm_miniature, config, tmp_path / "run", say=interrupted_at("epoch 2/2"))
-    assert "checkpoint.safetensors" not in tree(tmp_path / "run")
-    lines: list[str] = []
-    measured = train_on(ucm_miniature, config, tmp_path / "run", resume=True, say=lines.append)
-    assert [line.split()[1] for line in lines] == ["2/2"]
-
-    unbroken = finished / model
-    whole, resumed = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        for folder in (unbroken, tmp_path / "run")
-    )
-    assert resumed["epoch"] == whole["epoch"] == 1
-    for name, tensor in whole["state_dict"].items():
-        assert torch.equal(resumed["state_dict"][name], tensor), name
-    assert tree(tmp_path / "run") == tree(unbroken)
-    for name in ("checkpoint.safetensors", "history.csv", "metrics.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (unbroken / name).read_bytes(), name
-    assert measured.as_json() == json.loads((unbroken / "metrics.json").read_text())
-
-
-def test_a_resumed_run_goes_on_after_the_newest_epoch_not_the_best(
-    ucm_miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        signa_task.SignaTask,
-        "validate",
-        lambda task: {"f1_samples": 0.5 - 0.1 * task.current_epoch},
-    )
-    config = tiny_config("signa", epochs=3)
-    with pytest.raises(Interrupted):
-        train_on(ucm_miniature, config, tmp_path / "run", say=interrupted_at("epoch 3/3"))
-    lines: list[str] = []
-    train_on(ucm_miniature, config, tmp_path / "run", resume=True, say=lines.append)
-    assert [line.split()[1] for line in lines] == ["3/3"]
-    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["epoch"] == 0
-
-
-def test_the_history_of_a_run_resumed_twice_has_every_epoch(
-    ucm_miniature: Path, tmp_path: Path
-) -> None:
-    config = tiny_config("signa", epochs=3)
-    for epoch in (2, 3):
-        with pytest.raises(Interrupted):
-            train_on(
-                ucm_miniature,
-                config,
-                tmp_path / "run",
-                resume=epoch > 2,
-                say=interrupted_at(f"epoch {epoch}/3"),
-            )
-    train_on(ucm_miniature, config, tmp_path / "run", resume=True)
-    with (tmp_path / "run" / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert all(row["train_loss"] and row["val_f1_samples"] for row in rows)
-
-
-def test_a_run_interrupted_while_it_is_measured_can_be_finished(
-    ucm_miniature: Path, finished: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("training.fit.evaluate", raise_interrupted)
-        train_on(ucm_miniature, tiny_config("signa"), out)
-    train_on(ucm_miniature, tiny_config("signa"), out, resume=True)
-    for name in ("checkpoint.safetensors", "history.csv", "metrics.json"):
-        assert (out / name).read_bytes() == (finished / "signa" / name).read_bytes(), name
-
-
-# What cannot be fitted, resumed or measured
+# What cannot be fitted or measured
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(signa: Path, ucm_miniature: Path) -> None:
@@ -286,43 +157,6 @@ def test_a_file_cannot_be_a_run_folder(ucm_miniature: Path, tmp_path: Path) -> N
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError, match=r"--out .*run"):
         train_on(ucm_miniature, tiny_config("signa"), tmp_path / "run")
-
-
-def test_without_a_checkpoint_there_is_nothing_to_resume(
-    signa: Path, ucm_miniature: Path, tmp_path: Path
-) -> None:
-    (signa / "checkpoints" / "last.ckpt").unlink()
-    for folder in (signa, tmp_path / "absent"):
-        with pytest.raises(RunError, match=r"--resume: .* no checkpoint"):
-            train_on(ucm_miniature, tiny_config("signa"), folder, resume=True)
-
-
-def test_a_finished_run_is_not_resumed(signa: Path, ucm_miniature: Path) -> None:
-    with pytest.raises(RunError, match=r"--resume: .* is finished"):
-        train_on(ucm_miniature, tiny_config("signa"), signa, resume=True)
-
-
-@pytest.fixture
-def unfinished(signa: Path) -> Path:
-    """A run as it is before its checkpoint is written."""
-    for name in ("checkpoint.safetensors", "metrics.json"):
-        (signa / name).unlink()
-    return signa
-
-
-def test_another_configuration_does_not_resume_a_run(unfinished: Path, ucm_miniature: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--resume: the configuration differs"):
-        train_on(ucm_miniature, tiny_config("signa", epochs=3), unfinished, resume=True)
-
-
-def test_other_annotations_do_not_resume_a_run(
-    unfinished: Path, ucm_miniature: Path, tmp_path: Path
-) -> None:
-    data = shutil.copytree(ucm_miniature, tmp_path / "data")
-    with (data / "multilabels.tsv").open("a") as file:
-        file.write("\n")
-    with pytest.raises(DataError, match=r"--resume: data_sha256 differs"):
-        train_on(data, tiny_config("signa"), unfinished, resume=True)
 
 
 def test_a_data_folder_that_is_none_is_named(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.fitting import train_on
 from tests.training.test_config import tiny_config
-from tests.training.test_fit import train_on
 from tilesight.errors import DataError
 from training.datasets.folders import set_folder
 from training.evaluate import evaluate
