@@ -24,22 +24,27 @@ def write_certificate(
 
     Args:
         certificate: what was measured.
-        measured_on: the set that has the tiles of the picture.
+        measured_on: the set that has the tiles of the picture; those that are not in the public
+            domain are named and not shown, because a version is passed on.
         size: the side of a tile as the model reads it, pixels.
         folder: the version's folder.
     """
     write_text(folder / CERTIFICATE_NAME, certificate.model_dump_json(indent=2) + "\n")
-    write_report(certificate, lambda stem: measured_on.tiles([stem], size)[0], folder)
+
+    def tile_of(stem: str) -> NDArray[np.uint8] | None:
+        return measured_on.tiles([stem], size)[0] if measured_on.public_domain(stem) else None
+
+    write_report(certificate, tile_of, folder)
 
 
 def write_report(
-    certificate: Certificate, tile_of: Callable[[str], NDArray[np.uint8]], folder: Path
+    certificate: Certificate, tile_of: Callable[[str], NDArray[np.uint8] | None], folder: Path
 ) -> None:
     """Writes both files into the folder, each whole or not at all.
 
     Args:
         certificate: what was measured.
-        tile_of: the picture (H, W, 3) of what a `Worst` calls its tile.
+        tile_of: the picture (H, W, 3) of what a `Worst` calls its tile; None: it is not shown.
         folder: the version's folder.
     """
     figure = drawn(certificate, tile_of)

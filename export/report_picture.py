@@ -27,8 +27,8 @@ _COLOURS = {
 }
 
 
-def drawn(certificate: Certificate, tile_of: Callable[[str], NDArray[np.uint8]]) -> Figure:
-    """Speed and task metric above, the worst tiles below; `tile_of` has their pictures."""
+def drawn(certificate: Certificate, tile_of: Callable[[str], NDArray[np.uint8] | None]) -> Figure:
+    """Speed and task metric above, the worst tiles below; `tile_of` has their pictures, or None."""
     # Forms of one precision mostly fail on the same tile, which is drawn once.
     by_tile: dict[str, Worst] = {}
     for worst in furthest(certificate):
@@ -103,14 +103,21 @@ def _draw_metric(axes: Axes, certificate: Certificate) -> None:
 
 def _say_nothing_was_measured(axes: Axes) -> None:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, "nothing was measured", ha="center", transform=axes.transAxes)
+    _say(axes, "nothing was measured")
 
 
-def _draw_tile(axes: Axes, worst: Worst, tile: NDArray[np.uint8]) -> None:
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
+
+
+def _draw_tile(axes: Axes, worst: Worst, tile: NDArray[np.uint8] | None) -> None:
     title = f"{worst.form} is furthest from torch here: {worst.output} of {worst.tile}"
     axes.set_title(_plain(textwrap.fill(title, 70)), fontsize=10)
-    axes.imshow(tile)
     axes.set_axis_off()
+    if tile is None:
+        _say(axes, "not shown: the tile is not in the public domain")
+    else:
+        axes.imshow(tile)
 
 
 def _draw_values(axes: Axes, worst: Worst) -> None:

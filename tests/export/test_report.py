@@ -262,6 +262,17 @@ def test_the_picture_shows_the_tiles_of_the_forms_that_are_furthest() -> None:
     assert [bar.get_width() for bar in values.patches] == [0.25, 0.75]
 
 
+def test_a_tile_that_may_not_be_passed_on_is_named_and_not_shown() -> None:
+    tiles = [worst("int8", 0.5, tile="aid/port_3")]
+    _, _, picture, values = drawn(certificate(tiles=tiles), lambda _stem: None).axes
+    assert "aid/port_3" in picture.get_title()
+    assert not picture.images
+    assert [told.get_text() for told in picture.texts] == [
+        "not shown: the tile is not in the public domain"
+    ]
+    assert [bar.get_width() for bar in values.patches] == [0.25, 0.75]
+
+
 @pytest.mark.parametrize("name", ["a tile of $5, not $6_{", "$", "how many\n" + 40 * "very "])
 def test_any_name_can_be_drawn(name: str) -> None:
     told = Worst(form="int8", output=name, tile=name, names=[name], expected=[0], found=[1])

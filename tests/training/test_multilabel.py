@@ -138,6 +138,15 @@ def test_scenes_cover_every_stem_and_the_union_keeps_them_apart(tmp_path: Path) 
     assert open_set("aid", tmp_path).scene_of("baseballfield_12") == "BaseballField"
 
 
+def test_only_tiles_in_the_public_domain_may_be_passed_on(tmp_path: Path) -> None:
+    union = open_set("ucm+aid", tmp_path)
+    assert union.public_domain("forest07")
+    assert not union.public_domain("aid/forest_7")
+    assert open_set("ucm_aitlas", tmp_path).public_domain("forest07")
+    assert not open_set("aid", tmp_path).public_domain("forest_7")
+    assert not open_set("dfc15", tmp_path).public_domain("10")
+
+
 def test_a_set_without_scenes_says_so(tmp_path: Path) -> None:
     dfc15 = open_set("dfc15", tmp_path)
     assert dfc15.scene_of("10") is None

@@ -41,10 +41,19 @@ def test_where_tuning_only_learns_noise_a_half_is_kept() -> None:
     assert chosen.of(LABELS).tolist() != [0.5] * 3
 
 
+def test_a_gain_within_its_standard_error_is_none() -> None:
+    truth, scores = scored(boundary=0.46, noise=0.05)
+    chosen = thresholds.choose(LABELS, truth, scores)
+    gain = chosen.held_out_f1["tuned"] - chosen.held_out_f1["half"]
+    assert 0 < gain <= chosen.standard_error
+    assert chosen.rule == "half"
+
+
 def test_one_tile_is_too_few_to_hold_any_out() -> None:
     chosen = thresholds.choose(LABELS, np.array([[1, 0, 1]]), np.array([[0.4, 0.1, 0.9]]))
     assert chosen.rule == "half"
     assert chosen.held_out_f1["half"] == chosen.held_out_f1["tuned"]
+    assert chosen.standard_error == 0
 
 
 def test_thresholds_follow_their_labels_through_the_file(tmp_path: Path) -> None:

@@ -95,10 +95,13 @@ class _Source:
     scene_of: Callable[[str], str] | None
     folder: str = "."  # in the data folder
     prefix: str = ""  # before its stems and scenes
+    public_domain: bool = False  # whether its tiles may be shown in what is passed on
 
 
 _TABLES = tuple(f"multilabel_{part}.tsv" for part in PARTS)
-_UCM = _Source(("multilabels.tsv",), {label: label for label in UCM_LABELS}, ucm.scene_of)
+_UCM = _Source(
+    ("multilabels.tsv",), {label: label for label in UCM_LABELS}, ucm.scene_of, public_domain=True
+)
 _AID = _Source(_TABLES, AID_COLUMNS, _aid_scene_of)
 _DFC15 = _Source(_TABLES, {label: label for label in DFC15_LABELS}, None)
 _SETS: dict[str, tuple[_Source, ...]] = {
@@ -187,6 +190,14 @@ class MultiLabelSet:
         if source.scene_of is None:
             return None
         return f"{source.prefix}{source.scene_of(stem.removeprefix(source.prefix))}"
+
+    def public_domain(self, stem: str) -> bool:
+        """Whether a file that is passed on may show the tile.
+
+        UC Merced's tiles are the USGS's and free. AID's are Google Earth's, and those of DFC15 the
+        contest's: who wants to see them gets them where their owners give them.
+        """
+        return self._owner(stem).public_domain
 
     def by_scene(self, stems: Sequence[str]) -> dict[str, list[str]]:
         """Scene -> its stems, which `splits.make_ucm_split` cuts 70/10/20.
