@@ -1,6 +1,6 @@
 """The limit: tiles decoded and run through the ONNX Runtime session in a bare loop, nothing else.
 
-    python -m loadtest.bare model_repository/signa/1 --seconds 2
+    python -m loadtest.bare model_repository/signa/2 --seconds 2
 
 One process, `workers` threads that decode and run on one shared session of `threads` threads a
 run, `batch` tiles a run. It prints the figures of each of the settings.

@@ -345,3 +345,16 @@ def test_features_that_make_no_map_are_an_error_or_still_drawn() -> None:
     places = label_pictures.embedded(np.zeros((8, 4)), seed=0)
     assert np.isfinite(places).all()
     assert len(label_pictures.scene_map(places, None).axes[0].collections) == 1
+
+
+@pytest.mark.parametrize("count", [3, 21, 51])
+def test_the_legend_of_many_scenes_is_in_the_picture(count: int) -> None:
+    scenes = [f"aid/MediumResidential{number:02d}" for number in range(count)]
+    figure = label_pictures.scene_map(np.random.default_rng(0).normal(size=(count, 2)), scenes)
+    figure.draw_without_rendering()
+    whole, legend = figure.bbox, figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == count
+    assert 0 <= legend.y0
+    assert legend.y1 <= whole.y1
+    # The map itself has at least half of the width.
+    assert figure.axes[0].get_window_extent().width > 0.5 * whole.width

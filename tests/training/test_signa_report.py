@@ -21,7 +21,7 @@ from training.evaluate import evaluate, reported
 from training.fit import train
 from training.models.label_graph import label_graph
 from training.models.signa import Signa, SignaConfig
-from training.tasks import signa
+from training.tasks import signa, signa_report
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
@@ -94,6 +94,17 @@ def test_a_rival_has_no_attention_to_tell_of() -> None:
     rival = Signa(3, graph, SignaConfig(method="se"))
     tiles = np.zeros((1, 32, 32, 3), np.uint8)
     assert attention_use(rival, tiles, tiles, np.ones((1, 3), np.float32)) is None
+
+
+def test_heat_maps_are_of_tiles_that_may_be_passed_on(tmp_path: Path) -> None:
+    tiles, truth = np.zeros((3, 8, 8, 3), np.uint8), np.eye(3, dtype=np.float32)
+    part = signa.SignaPart(["aid/port_1", "harbor05", "aid/port_2"], tiles, truth)
+    shown = signa_report.passed_on(open_set("ucm+aid", tmp_path), part)
+    assert shown.stems == ["harbor05"]
+    assert shown.truth.tolist() == [[0, 1, 0]]
+    assert shown.tiles.shape == (1, 8, 8, 3)
+    alone = signa.SignaPart(["port_1"], tiles[:1], truth[:1])
+    assert signa_report.passed_on(open_set("aid", tmp_path), alone) is alone
 
 
 def test_a_report_is_of_the_test_part_alone(

@@ -3,6 +3,7 @@
 Two colours keep their meaning throughout: blue is threshold 0.5, orange the tuned thresholds.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 # Cells are numbered up to as many labels; beyond, the numbers would be too small to read.
 _NUMBERED_AT_MOST = 30
 _LEVEL_NAMES_AT_MOST = 24
+_LEGEND_LINES = 36
 # Light enough for weak arrows to stand back, dark enough to be seen on white.
 _ARROWS = LinearSegmentedColormap.from_list("arrows", ["#bcd7ea", "#4292c6", "#08306b"])
 _HEAT = ScalarMappable(Normalize(0, 1), "inferno")
@@ -320,7 +322,8 @@ def scene_map(places: NDArray[np.float32], scenes: Sequence[str] | None) -> Figu
 
     The number of a scene stands at the median of its tiles and beside its name.
     """
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    columns = math.ceil(len(set(scenes or ())) / _LEGEND_LINES)
+    figure = Figure(figsize=(8.4 + 2.6 * columns, 8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(f"t-SNE of the features of {len(places)} tiles: near tiles are alike")
     # The plane of t-SNE has no unit.
@@ -354,7 +357,7 @@ def scene_map(places: NDArray[np.float32], scenes: Sequence[str] | None) -> Figu
             path_effects=_WHITE_EDGE,
             zorder=4,
         )
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9, ncols=columns)
     return figure
 
 

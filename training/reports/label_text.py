@@ -124,7 +124,7 @@ def _floor_notes(facts: Mapping[str, Any]) -> str:
         [
             "Floors are systems that see no pixel, at threshold 0.5. The F of mean P and mean R is "
             "never below the mean of F, at 0.5 here "
-            f" {at_half['f1_paper'] - at_half['f1_samples']:.3f} above it: compare it only "
+            f"{at_half['f1_paper'] - at_half['f1_samples']:.3f} above it: compare it only "
             "with papers that give it.",
             "",
             *notes,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from training import run, thresholds
 from training.attention_use import attention_use
 from training.config import SignaRun
-from training.datasets.multilabel import open_set
+from training.datasets.multilabel import MultiLabelSet, open_set
 from training.models.layercam import layer_cam
 from training.models.signa import Signa
 from training.reports import HeatMaps, LabelEvaluation, write_label_report
@@ -37,7 +37,7 @@ def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measu
     measurement = signa.measure(test, scores, tagged, chosen)
     write_label_report(
         LabelEvaluation(
-            model=f"{config.model}, {config.architecture.method}",
+            model=config.architecture.method,
             labels=card.labels,
             train_truth=tagged.matrix(tagged.present(tagged.part_stems("train"))),
             val_truth=val.truth,
@@ -55,7 +55,7 @@ def write_report(folder: Path, config: SignaRun, data: Path, out: Path) -> Measu
             tuned=chosen.of(card.labels),
             features=_features(network, test.tiles),
             scenes=signa.scenes_of(tagged, test.stems),
-            heat_maps=_heat_maps(network, test, card.labels),
+            heat_maps=_heat_maps(network, passed_on(tagged, test), card.labels),
             attention=attention_use(network, val.tiles, test.tiles, test.truth),
         ),
         out,
@@ -73,6 +73,14 @@ def _features(network: Signa, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
             for batch in batches(tiles)
         ]
     )
+
+
+def passed_on(tagged: MultiLabelSet, part: signa.SignaPart) -> signa.SignaPart:
+    """The tiles that may be passed on with a report; all of them where the set has none such."""
+    rows = np.flatnonzero([tagged.public_domain(stem) for stem in part.stems])
+    if not len(rows):
+        return part
+    return signa.SignaPart([part.stems[row] for row in rows], part.tiles[rows], part.truth[rows])
 
 
 def _heat_maps(network: Signa, part: signa.SignaPart, labels: list[str]) -> HeatMaps | None:
