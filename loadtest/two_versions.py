@@ -1,4 +1,7 @@
-"""A further version of a committed model: the same network as its other graph, float32 for int8."""
+"""A further version of a committed model: the same network as its other graph.
+
+That is float32 where int8 is served, and int8 where float32 is.
+"""
 
 import json
 import shutil
@@ -12,7 +15,8 @@ from tilesight.manifest import MANIFEST_NAME, MODEL_NAME, Manifest, parse, read_
 from tilesight.repository import Repository
 from tilesight.runtimes import RUNTIMES_NAME, passed_pairs, runtimes_text
 
-_FLOAT32 = "model.fp32.onnx"
+# Beside the served graph lies that of the other precision.
+_OTHER = {"model.fp32.onnx": "float32", "model.int8.onnx": "int8"}
 
 
 def two_versions(source: Path, target: Path, model: str = "signa") -> Repository:
@@ -28,30 +32,31 @@ def two_versions(source: Path, target: Path, model: str = "signa") -> Repository
     served, number = repository.current(model), max(repository.versions(model)) + 1
     first = repository.folder(model, served)
     second = repository.folder(model, number)
-    if not (first / _FLOAT32).is_file():
-        raise ValueError(f"{first}: no {_FLOAT32} to make another version of")
+    other = next((name for name in _OTHER if (first / name).is_file()), None)
+    if other is None:
+        raise ValueError(f"{first}: neither {' nor '.join(_OTHER)} to make another version of")
     second.mkdir()
-    shutil.copyfile(first / _FLOAT32, second / MODEL_NAME)
-    _copy_what_passed(first, second)
-    manifest = _manifest(first, second, number)
+    shutil.copyfile(first / other, second / MODEL_NAME)
+    _copy_what_passed(first, second, other)
+    manifest = _manifest(first, second, number, _OTHER[other])
     write_text(second / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     repository.promote({model: served})
     return repository
 
 
-def _copy_what_passed(first: Path, second: Path) -> None:
+def _copy_what_passed(first: Path, second: Path, other: str) -> None:
     """Of the first version's runtimes and precisions those of the graph that the second has."""
-    pairs = [one for one in passed_pairs(first, read_unchecked(first)) if one.file == _FLOAT32]
+    pairs = [one for one in passed_pairs(first, read_unchecked(first)) if one.file == other]
     kept = [pair.model_copy(update={"file": MODEL_NAME}) for pair in pairs]
     if kept:
         write_text(second / RUNTIMES_NAME, runtimes_text(kept))
 
 
-def _manifest(first: Path, second: Path, number: int) -> Manifest:
+def _manifest(first: Path, second: Path, number: int, precision: str) -> Manifest:
     document = json.loads((first / MANIFEST_NAME).read_text(encoding="utf-8"))
     files = {path.name: sha256(path) for path in sorted(second.iterdir())}
     document |= {"version": number, "files": files}
-    document["graph"]["precision"] = "float32"
+    document["graph"]["precision"] = precision
     manifest = parse(json.dumps(document), str(second))
     session = ort.InferenceSession(second / MODEL_NAME, providers=["CPUExecutionProvider"])
     names = [output.name for output in manifest.outputs]

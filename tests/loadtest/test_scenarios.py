@@ -14,6 +14,7 @@ import uvloop
 from loadtest import lanes, overload, reload, soak
 from loadtest.client import Load, Plan
 from loadtest.follower import Follower
+from loadtest.forms import Precision, promoted, served_as
 from loadtest.gateway import MODELS, Gateway, GatewayError, ready, serving
 from loadtest.memory import MIB, Watch, sample
 from loadtest.mix import Expectation, mixed, wrong
@@ -163,23 +164,46 @@ def test_reload_of_a_gateway_needs_its_repository(gateway: Gateway) -> None:
         reload.main(["--url", gateway.url])
 
 
-def test_a_second_version_of_the_committed_model(tmp_path: Path) -> None:
-    made = two_versions(MODELS, tmp_path / "models")
-    served = made.current("signa")
-    added = max(made.versions("signa"))
-    assert served == Repository(MODELS).current("signa")
-    assert made.verified("signa", added).graph.precision == "float32"
+@pytest.mark.parametrize(
+    ("model", "precision", "passed"),
+    [
+        ("signa", "int8", ["onnxruntime int8", "openvino int8"]),
+        ("jtts", "float32", ["onnxruntime float16-weights", "openvino bfloat16"]),
+    ],
+)
+def test_a_second_version_of_a_committed_model_is_its_other_graph(
+    model: str, precision: str, passed: list[str], tmp_path: Path
+) -> None:
+    made = two_versions(MODELS, tmp_path / "models", model)
+    served = made.current(model)
+    added = max(made.versions(model))
+    assert served == Repository(MODELS).current(model)
+    assert made.verified(model, added).graph.precision == precision
+    assert made.manifest(model, served).graph.precision != precision
     assert made.stale_configs() == {}
     # What passed with this graph, and nothing of the others.
-    pairs = passed_pairs(made.folder("signa", added), made.manifest("signa", added))
-    assert [str(pair) for pair in pairs] == [
-        "onnxruntime float32 of model.onnx",
-        "openvino bfloat16 of model.onnx",
-    ]
+    pairs = passed_pairs(made.folder(model, added), made.manifest(model, added))
+    assert [str(pair) for pair in pairs] == [f"{pair} of model.onnx" for pair in passed]
     # The same again, of a repository whose served version is not its only one.
-    again = two_versions(made.root, tmp_path / "again")
-    assert again.versions("signa")[-2:] == [added, added + 1]
-    assert again.current("signa") == served
+    again = two_versions(made.root, tmp_path / "again", model)
+    assert again.versions(model)[-2:] == [added, added + 1]
+    assert again.current(model) == served
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("model", ["signa", "jtts"])
+def test_a_comparison_serves_the_precision_that_is_asked_for(
+    model: str, precision: Precision, tmp_path: Path
+) -> None:
+    served = served_as(MODELS, model, precision, tmp_path)
+    assert Repository(served).manifest(model, promoted(served, model)).graph.precision == precision
+
+
+def test_a_model_without_a_second_graph_has_no_other_precision(tmp_path: Path) -> None:
+    source = write_repository(tmp_path / "tiny")
+    Repository(source).promote({"signa": 1})
+    with pytest.raises(ValueError, match=r"neither model\.fp32\.onnx nor model\.int8\.onnx"):
+        served_as(source, "signa", "int8", tmp_path / "out")
 
 
 def test_the_soak_calls_the_leaking_control_a_leak(
