@@ -14,15 +14,16 @@ from serving.settings import Settings
 from tests import miniature
 from tests.conftest import ROOT
 from tests.serving.gateway import started
-from tilesight.manifest import CERTIFICATE_NAME, MODEL_NAME, Manifest
+from tilesight.manifest import CERTIFICATE_NAME, MODEL_NAME, LabelsHead, Manifest
 from tilesight.repository import Repository
 from training import metrics
 from training.tasks import signa
 
 REPOSITORY = ROOT / "model_repository"
-# What each model has to reach on the test tiles, and was asked for.
+# What each model has to reach on the test tiles of its own sets: for SIGNA these are harder since
+# AID is among them; what was asked for on UC Merced has a test of its own.
 ASKED = {
-    "signa": {"f1_samples": 0.90, "map": 0.95},
+    "signa": {"f1_samples": 0.88, "map": 0.90},
     "jtts": {"cider": 2.75},
     "spatialnet_vit_encoder": {"land_use": 0.90},
     "spatialnet_vit_head": {"presence": 0.88, "theme": 0.80},
@@ -99,6 +100,18 @@ def test_a_model_is_as_good_as_its_manifest_says(model: str, data: Path) -> None
     for name, least in ASKED[model].items():
         assert manifest.metrics.values[name] >= least
         assert any(line.startswith(f"{name} ") for line in checked)
+
+
+@pytest.mark.slow
+def test_the_labels_of_uc_merced_are_as_good_as_was_asked_for(ucm_real: Path) -> None:
+    manifest, folder = promoted("signa")
+    assert isinstance(manifest.head, LabelsHead)
+    part = signa.read_part(ucm_real, "test", 224)
+    scores = Session(folder / MODEL_NAME).run_in_batches(32, tiles=part.tiles)["scores"]
+    thresholds = np.array(manifest.head.thresholds)
+    found = metrics.label_metrics(part.truth, scores, thresholds)
+    assert found["f1_samples"] >= 0.90
+    assert found["map"] >= 0.95
 
 
 @pytest.mark.slow

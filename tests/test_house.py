@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
+from tilesight.manifest import MODEL_NAME
+from tilesight.repository import Repository
 
 MIB = 1 << 20
 LARGEST_FILE = 40 * MIB
@@ -205,7 +207,8 @@ def test_the_command_is_installed() -> None:
 
 def sessions_told(home: Path, first: str) -> list[Path]:
     """What ONNX Runtime keeps of its sessions to tell, in a home of its own."""
-    graph = ROOT / "model_repository" / "signa" / "1" / "model.onnx"
+    repository = Repository(ROOT / "model_repository")
+    graph = repository.folder("signa", repository.current("signa")) / MODEL_NAME
     program = f"{first}; import onnxruntime; onnxruntime.InferenceSession({str(graph)!r})"
     environment = {name: one for name, one in os.environ.items() if "TELEMETRY" not in name}
     subprocess.run(

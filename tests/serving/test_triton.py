@@ -254,7 +254,7 @@ def test_a_server_that_hangs(triton_home: Installation, repository: Path) -> Non
 def slow(
     triton_home: Installation, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TritonServer, Path]]:
-    """A Triton whose labels take more than a second, one at a time, and one more may wait."""
+    """A Triton whose labels take half a second or more, one at a time, and one more may wait."""
     root = bundles.write_repository(tmp_path_factory.mktemp("slow") / "model_repository")
     bundles.record_golden(bundles.replace_graph(root, "signa", bundles.slow_graph()))
     Repository(root).configure(threads=1, max_batch_size=1, max_queue_size=1)
@@ -274,7 +274,7 @@ def failed(address: str, reason: str) -> float:
 @pytest.mark.slow
 def test_a_late_answer_and_a_full_queue(slow: tuple[TritonServer, Path]) -> None:
     server, repository = slow
-    with served(over(server, repository, triton_key=None, deadline_s=0.5)) as address:
+    with served(over(server, repository, triton_key=None, deadline_s=0.25)) as address:
         assert post(address, "/labels", tile("blue"))[1]["type"] == "/problems/deadline-exceeded"
     with (
         served(over(server, repository, triton_key=None)) as address,
