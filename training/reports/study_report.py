@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from training.comparison import FIGURES
 from training.reports.label_pictures import save
@@ -110,6 +111,8 @@ def study_figure(facts: Mapping[str, Any]) -> Figure:
         axes.set_yticks(range(len(table)), [row["variant"] for row in table])
         axes.grid(axis="x", color=_FLOOR, alpha=0.3)
         axes.margins(y=0.15)
+        # More would run into each other where the figures are close.
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].invert_yaxis()
     figure.suptitle(f"{facts['title']}: seeds (points) and means (lines)", fontsize=11)
     return figure
