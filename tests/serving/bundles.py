@@ -129,7 +129,7 @@ def labels_graph(
 
 
 def slow_graph(steps: int = 2500) -> bytes:
-    """The labels' tensors, half a second or more late: 84 billion operations change nothing."""
+    """The labels' tensors, some tenths of a second late: 84 billion operations change nothing."""
     maker = GraphMaker()
     colour = maker.mean_colour()
     side = maker.constant(np.eye(256, dtype=np.float32))

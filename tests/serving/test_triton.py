@@ -254,7 +254,7 @@ def test_a_server_that_hangs(triton_home: Installation, repository: Path) -> Non
 def slow(
     triton_home: Installation, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TritonServer, Path]]:
-    """A Triton whose labels take half a second or more, one at a time, and one more may wait."""
+    """A Triton whose labels take 84 billion operations, one at a time, and one more may wait."""
     root = bundles.write_repository(tmp_path_factory.mktemp("slow") / "model_repository")
     bundles.record_golden(bundles.replace_graph(root, "signa", bundles.slow_graph()))
     Repository(root).configure(threads=1, max_batch_size=1, max_queue_size=1)
